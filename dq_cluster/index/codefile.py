@@ -1,0 +1,175 @@
+"""Code files: ordinary Parquet that any tool can read, and faiss can load without re-encoding.
+
+Columns: `id` (int64 or string), `code` (fixed_size_binary), the columns the user asked to
+carry, and in an IVF version `cell` (int32, rows ordered by it). The key-value metadata names
+the model digest and the geometry, because codes without their codebook are noise.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dq_cluster.errors import InputError, IntegrityError
+from dq_cluster.geometry import CodeGeometry
+from dq_cluster.index.manifest import ColumnStats, FileEntry
+from dq_cluster.storage import Storage
+
+RESERVED = ("id", "code", "cell")
+_MODEL, _GEOMETRY = b"dq.model", b"dq.geometry"
+_ID_TYPES = (pa.int64(), pa.string())
+
+
+def code_table(
+    ids: pa.Array,
+    codes: np.ndarray,
+    geometry: CodeGeometry,
+    columns: pa.Table | None = None,
+    cells: np.ndarray | None = None,
+) -> pa.Table:
+    """Assemble the rows of a code file: ids (n), codes (n, code_size) uint8, cells (n).
+
+    Rows of an IVF geometry are put in order of their cell.
+    """
+    if ids.type not in _ID_TYPES:
+        raise InputError(f"ids must be int64 or string, not {ids.type}")
+    if codes.shape != (len(ids), geometry.code_size) or codes.dtype != np.uint8:
+        raise InputError(
+            f"{len(ids)} ids need uint8 codes of shape ({len(ids)}, {geometry.code_size}), "
+            f"found {codes.dtype} {codes.shape}"
+        )
+    if (cells is not None) != (geometry.nlist > 0):
+        raise InputError("cells must be given exactly for an IVF geometry")
+    packed = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(geometry.code_size),
+        len(ids),
+        [None, pa.py_buffer(np.ascontiguousarray(codes))],
+    )
+    table = pa.table({"id": ids, "code": packed})
+    for name in columns.column_names if columns is not None else ():
+        if name in RESERVED:
+            raise InputError(f"carried column '{name}' has a reserved name ({', '.join(RESERVED)})")
+        table = table.append_column(name, columns.column(name))  # type: ignore[union-attr]
+    if cells is not None:
+        order = np.argsort(cells, kind="stable")
+        table = table.append_column("cell", pa.array(cells.astype(np.int32)))
+        table = table.take(pa.array(order))
+    return table
+
+
+def write_code_file(
+    storage: Storage, path: str, table: pa.Table, *, model: str, geometry: CodeGeometry
+) -> FileEntry:
+    """Write `table` (see `code_table`) as an immutable code file and return its entry."""
+    metadata = {_MODEL: model.encode(), _GEOMETRY: geometry.model_dump_json().encode()}
+    return write_parquet(
+        storage,
+        path,
+        table.replace_schema_metadata(metadata),
+        plain=("id", "code", "cell"),
+        stats=[name for name in table.column_names if name not in ("code",)],
+    )
+
+
+def write_parquet(
+    storage: Storage,
+    path: str,
+    table: pa.Table,
+    *,
+    plain: Sequence[str] = (),
+    stats: Sequence[str] = (),
+) -> FileEntry:
+    """Write any Parquet file of the index; `plain` columns get no dictionary."""
+    sink = pa.BufferOutputStream()
+    dictionary = [name for name in table.column_names if name not in plain]
+    pq.write_table(
+        table,
+        sink,
+        # Codes look random: compressing them costs reading speed and saves nothing.
+        compression={n: "NONE" if n == "code" else "ZSTD" for n in table.column_names},
+        use_dictionary=dictionary or False,
+        column_encoding={
+            n: "DELTA_BINARY_PACKED"
+            for n in plain
+            if n in table.column_names and pa.types.is_integer(table.schema.field(n).type)
+        }
+        or None,
+    )
+    data = sink.getvalue()
+    storage.write(path, memoryview(data).tobytes())
+    return FileEntry(
+        path=path,
+        rows=table.num_rows,
+        size=data.size,
+        sha256=hashlib.sha256(data).hexdigest(),
+        stats=_statistics(pq.read_metadata(pa.BufferReader(data)), stats),
+    )
+
+
+def open_code_file(
+    storage: Storage, entry: FileEntry, *, model: str, geometry: CodeGeometry
+) -> pq.ParquetFile:
+    """Open a code file after checking its size, rows, model, and geometry against the manifest.
+
+    Raises IntegrityError naming the file and both values where they disagree.
+    """
+    where = f"{storage.uri}/{entry.path}"
+    try:
+        file = pq.ParquetFile(storage.arrow.open_input_file(storage.path(entry.path)))
+    except FileNotFoundError:
+        raise IntegrityError(
+            f"{where} is named by the manifest but missing; restore it or roll back"
+        ) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise IntegrityError(f"{where} is not readable Parquet: {error}") from error
+    metadata = file.schema_arrow.metadata or {}
+    checks = {
+        "rows": (entry.rows, file.metadata.num_rows),
+        "model": (model, metadata.get(_MODEL, b"none").decode()),
+        "geometry": (geometry.model_dump_json(), metadata.get(_GEOMETRY, b"none").decode()),
+    }
+    for what, (wanted, found) in checks.items():
+        if wanted != found:
+            raise IntegrityError(f"{where}: {what} is {found}, the manifest says {wanted}")
+    return file
+
+
+def read_codes(
+    file: pq.ParquetFile, geometry: CodeGeometry
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Codes (rows, code_size) uint8 and, for an IVF geometry, cells (rows,) int32."""
+    names = ["code", "cell"] if geometry.nlist else ["code"]
+    table = file.read(columns=names)
+    codes = np.concatenate(
+        [_code_matrix(c, geometry) for c in table.column("code").chunks]
+        or [np.empty((0, geometry.code_size), np.uint8)]
+    )
+    cells = table.column("cell").to_numpy() if geometry.nlist else None
+    return codes, cells
+
+
+def _code_matrix(chunk: pa.FixedSizeBinaryArray, geometry: CodeGeometry) -> np.ndarray:
+    size = geometry.code_size
+    flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * size, chunk.offset * size)
+    return flat.reshape(len(chunk), size)
+
+
+def _statistics(metadata: pq.FileMetaData, names: Sequence[str]) -> dict[str, ColumnStats]:
+    """Fold the row groups' statistics; a column without any is left out."""
+    folded: dict[str, ColumnStats] = {}
+    for group in (metadata.row_group(g) for g in range(metadata.num_row_groups)):
+        for column in (group.column(c) for c in range(group.num_columns)):
+            name, stats = column.path_in_schema, column.statistics
+            if name not in names or stats is None or not stats.has_min_max:
+                continue
+            if not isinstance(stats.min, int | float | str | bool):
+                continue
+            seen = folded.get(name)
+            folded[name] = ColumnStats(
+                min=stats.min if seen is None else min(seen.min, stats.min),  # type: ignore[type-var]
+                max=stats.max if seen is None else max(seen.max, stats.max),  # type: ignore[type-var]
+                nulls=(stats.null_count or 0) + (seen.nulls if seen else 0),
+            )
+    return folded

@@ -1,0 +1,90 @@
+"""The manifest: the immutable description of one version of an index.
+
+It is the only truth about a version. A file that no manifest names does not exist.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from dq_cluster.config import Settings
+from dq_cluster.errors import IntegrityError
+from dq_cluster.geometry import CodeGeometry
+
+FORMAT = 1
+
+
+class ColumnStats(Settings):
+    """Smallest and largest value and null count of a carried column in one file."""
+
+    min: int | float | str | bool | None = None
+    max: int | float | str | bool | None = None
+    nulls: int = 0
+
+
+class FileEntry(Settings):
+    """One immutable Parquet file: path in the index, rows, size in bytes, SHA-256 of its content."""
+
+    path: str
+    rows: int
+    size: int
+    sha256: str
+    stats: dict[str, ColumnStats] = Field(default_factory=dict)
+
+
+class Producer(Settings):
+    """What made a version: the software version and the encoding run."""
+
+    dq_cluster: str
+    run: str
+
+
+class Manifest(Settings):
+    """One version: a model, the code files made with it, and what is known about them.
+
+    `rows` counts codes over `files`; `deleted` counts rows that `tombstones` take out of them.
+    `id_type` is the Arrow type of the id column. `columns` names the carried columns.
+    """
+
+    format: int = FORMAT
+    version: int
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    parent: int | None = None
+    model: str
+    geometry: CodeGeometry
+    id_type: str
+    columns: tuple[str, ...] = ()
+    files: tuple[FileEntry, ...]
+    rows: int
+    tombstones: tuple[FileEntry, ...] = ()
+    deleted: int = 0
+    rejects: tuple[FileEntry, ...] = ()
+    rejected: int = 0
+    evaluation: dict[str, Any] = Field(default_factory=dict)
+    producer: Producer
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json(indent=1).encode()
+
+
+def parse_manifest(data: bytes, origin: str) -> Manifest:
+    """Validate a stored manifest; `origin` names it in errors.
+
+    Raises IntegrityError for a format this reader does not know or content that contradicts
+    itself (totals against files).
+    """
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise IntegrityError(f"{origin} is not a valid manifest: {where}: {first['msg']}") from None
+    if manifest.format != FORMAT:
+        raise IntegrityError(
+            f"{origin} has format {manifest.format}; this dq_cluster reads format {FORMAT}: upgrade"
+        )
+    total = sum(file.rows for file in manifest.files)
+    if total != manifest.rows:
+        raise IntegrityError(f"{origin} says {manifest.rows} rows but its files hold {total}")
+    return manifest

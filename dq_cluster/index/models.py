@@ -1,0 +1,146 @@
+"""Models on storage: weights as safetensors beside a card that says how to use them.
+
+    <index>/models/<digest>/model.safetensors
+    <index>/models/<digest>/model.json
+
+The digest covers the weights and everything that decides what a code means, so equal digests
+mean interchangeable codes. Readers need neither torch nor pickle.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from dq_cluster.config import Settings
+from dq_cluster.errors import IntegrityError, NotFoundError
+from dq_cluster.geometry import CodeGeometry
+from dq_cluster.storage import Storage
+
+FORMAT = 1
+
+
+class ModelCard(Settings):
+    """What `model.json` holds.
+
+    network: the configuration of the network; preprocessing: how an image becomes the feature
+    the network expects; training and evaluation: summaries, not covered by the digest.
+    """
+
+    format: int = FORMAT
+    digest: str
+    geometry: CodeGeometry
+    feature_dim: int
+    network: dict[str, Any]
+    preprocessing: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    evaluation: dict[str, Any] = Field(default_factory=dict)
+
+
+def write_model(
+    storage: Storage,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    geometry: CodeGeometry,
+    feature_dim: int,
+    network: dict[str, Any],
+    preprocessing: dict[str, Any],
+    training: dict[str, Any],
+    evaluation: dict[str, Any],
+) -> ModelCard:
+    """Store a model below the index at `storage`. Storing the same model twice is one model.
+
+    `tensors` must hold `codebooks` (m, ksub, dsub) float32, and for an IVF geometry
+    `coarse_centroids` (nlist, dim) float32; all other names belong to the network.
+    """
+    expected: dict[str, tuple[int, ...]] = {"codebooks": (geometry.m, geometry.ksub, geometry.dsub)}
+    if geometry.nlist:
+        expected["coarse_centroids"] = (geometry.nlist, geometry.dim)
+    for name, shape in expected.items():
+        found = tensors[name].shape if name in tensors else None
+        if found != shape:
+            raise IntegrityError(f"model tensor '{name}' must have shape {shape}, has {found}")
+    weights = save_tensors({name: np.ascontiguousarray(t) for name, t in tensors.items()})
+    digest = _digest(weights, geometry, feature_dim, network, preprocessing)
+    card = ModelCard(
+        digest=digest,
+        geometry=geometry,
+        feature_dim=feature_dim,
+        network=network,
+        preprocessing=preprocessing,
+        training=training,
+        evaluation=evaluation,
+    )
+    storage.write(f"models/{digest}/model.safetensors", weights)
+    # The card is written last: a model without a card does not exist.
+    storage.create(f"models/{digest}/model.json", card.model_dump_json(indent=1).encode())
+    return card
+
+
+def list_models(storage: Storage) -> list[str]:
+    """Digests of all complete models."""
+    return [
+        info.path.split("/")[-2]
+        for info in storage.list("models")
+        if info.path.endswith("/model.json")
+    ]
+
+
+def read_card(storage: Storage, digest: str) -> ModelCard:
+    """The card of a model; `digest` may be an unambiguous prefix.
+
+    Raises NotFoundError, listing what exists, for an unknown or ambiguous digest.
+    """
+    found = [name for name in list_models(storage) if name.startswith(digest)]
+    if len(found) != 1:
+        known = ", ".join(name[:12] for name in list_models(storage)) or "none"
+        what = "no model" if not found else f"{len(found)} models"
+        raise NotFoundError(f"{storage.uri} has {what} '{digest}'; models: {known}")
+    name = f"models/{found[0]}/model.json"
+    try:
+        card = ModelCard.model_validate_json(storage.read(name))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise IntegrityError(f"{storage.uri}/{name}: {first['loc']}: {first['msg']}") from None
+    if card.format != FORMAT:
+        raise IntegrityError(
+            f"{storage.uri}/{name} has format {card.format}; "
+            f"this dq_cluster reads format {FORMAT}: upgrade"
+        )
+    return card
+
+
+def read_tensors(storage: Storage, card: ModelCard) -> dict[str, np.ndarray]:
+    """All weights of the model. Raises IntegrityError when they do not match the digest."""
+    name = f"models/{card.digest}/model.safetensors"
+    weights = storage.read(name)
+    actual = _digest(weights, card.geometry, card.feature_dim, card.network, card.preprocessing)
+    if actual != card.digest:
+        raise IntegrityError(
+            f"{storage.uri}/{name} hashes to {actual[:12]}, not to its digest {card.digest[:12]}; "
+            "restore the file or train again"
+        )
+    return dict(load_tensors(weights))
+
+
+def _digest(
+    weights: bytes,
+    geometry: CodeGeometry,
+    feature_dim: int,
+    network: dict[str, Any],
+    preprocessing: dict[str, Any],
+) -> str:
+    meaning = {
+        "format": FORMAT,
+        "geometry": geometry.model_dump(mode="json"),
+        "feature_dim": feature_dim,
+        "network": network,
+        "preprocessing": preprocessing,
+    }
+    text = json.dumps(meaning, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(hashlib.sha256(weights).digest() + text).hexdigest()

@@ -1,0 +1,239 @@
+"""Storage: a URI becomes a filesystem, with the two atomic writes that the index needs.
+
+Local paths and `s3://` are supported. Endpoint, region, and credentials of S3 come from the
+standard AWS environment variables and files, never from dq_cluster's own configuration.
+Nothing outside this module knows which kind of storage it is talking to.
+"""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+import pyarrow.fs as pafs
+
+from dq_cluster.errors import InputError, NotFoundError, StorageError, StorageRefusedError
+
+_LOST_RACE = {"PreconditionFailed", "ConditionalRequestConflict"}
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A stored file: path relative to its Storage, size in bytes, modification time (UTC)."""
+
+    path: str
+    size: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder on local disk or object storage; paths given to its methods are relative to it.
+
+    Cheap to pickle (only the URI travels), so Ray tasks may carry one. Every method raises
+    NotFoundError for an absent path, StorageRefusedError where access is denied or the place
+    cannot be written, and StorageError for any other failure of the storage.
+    """
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        scheme = self.uri.partition("://")[0] if "://" in self.uri else "file"
+        if scheme not in ("file", "s3"):
+            raise InputError(f"storage '{self.uri}': scheme '{scheme}' is not file or s3")
+        if scheme == "file":
+            path = self.uri.removeprefix("file://")
+            object.__setattr__(self, "uri", os.path.abspath(os.path.expanduser(path)))
+        else:
+            object.__setattr__(self, "uri", self.uri.rstrip("/"))
+
+    @property
+    def is_local(self) -> bool:
+        return not self.uri.startswith("s3://")
+
+    @functools.cached_property
+    def _root(self) -> str:
+        return self.uri.removeprefix("s3://")
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec filesystem; paths for it come from `path`."""
+        if self.is_local:
+            return fsspec.filesystem("file")
+        return fsspec.filesystem("s3", default_cache_type="none", use_listings_cache=False)
+
+    @property
+    def arrow(self) -> pafs.FileSystem:
+        """The same place as a pyarrow filesystem; paths for it come from `path`."""
+        if self.is_local:
+            return pafs.LocalFileSystem()
+        return pafs.PyFileSystem(pafs.FSSpecHandler(self.filesystem))
+
+    def path(self, name: str = "") -> str:
+        """`name` as `filesystem` and `arrow` spell it. Raises InputError if it climbs out."""
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise InputError(f"path '{name}' leaves {self.uri}")
+        return f"{self._root}/{name}" if name else self._root
+
+    def child(self, name: str) -> "Storage":
+        """The Storage of a sub-folder."""
+        self.path(name)
+        return Storage(f"{self.uri}/{name}")
+
+    def exists(self, name: str = "") -> bool:
+        with _translated(self, name):
+            return bool(self.filesystem.exists(self.path(name)))
+
+    def size(self, name: str) -> int:
+        """Bytes in the file `name`."""
+        with _translated(self, name):
+            return int(self.filesystem.size(self.path(name)))
+
+    def read(self, name: str) -> bytes:
+        with _translated(self, name):
+            return bytes(self.filesystem.cat_file(self.path(name)))
+
+    def open(self, name: str) -> Any:
+        """A seekable binary file for reading."""
+        with _translated(self, name):
+            return self.filesystem.open(self.path(name), "rb")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write whole; a reader sees the old content or the new, never a part."""
+        with _translated(self, name):
+            if self.is_local:
+                with _beside(self.path(name), data) as temporary:
+                    os.replace(temporary, self.path(name))
+            else:
+                self.filesystem.pipe_file(self.path(name), data)
+
+    def upload(self, local: str | Path, name: str) -> None:
+        """Copy a local file to `name`; it appears whole or not at all."""
+        with _translated(self, name):
+            if self.is_local:
+                target = self.path(name)
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                partial = f"{target}.partial-{os.getpid()}"
+                self.filesystem.copy(str(local), partial)
+                os.replace(partial, target)
+            else:
+                self.filesystem.put_file(str(local), self.path(name))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write `name` only if it is absent. False if it exists: the first writer wins."""
+        with _translated(self, name):
+            if not self.is_local:
+                return self._put_if(name, data, IfNoneMatch="*")
+            with _beside(self.path(name), data) as temporary:
+                try:
+                    os.link(temporary, self.path(name))
+                except FileExistsError:
+                    return False
+            return True
+
+    def replace(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        """Compare-and-swap: write `name` only if it still holds `expected` (None: absent)."""
+        if expected is None:
+            return self.create(name, data)
+        with _translated(self, name):
+            if not self.is_local:
+                tag = self.filesystem.info(self.path(name))["ETag"]
+                if self.filesystem.cat_file(self.path(name)) != expected:
+                    return False
+                return self._put_if(name, data, IfMatch=tag)
+            target = Path(self.path(name))
+            with open(target.with_name(f".{target.name}.lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if target.read_bytes() != expected:
+                    return False
+                self.write(name, data)
+            return True
+
+    def list(self, prefix: str = "") -> Iterator[FileInfo]:
+        """Every file below the folder `prefix`, in the order of their paths; none if absent."""
+        with _translated(self, prefix):
+            top = self.path(prefix)
+            try:
+                found = self.filesystem.find(top, detail=True)
+            except FileNotFoundError:
+                return
+            for full in sorted(found):
+                entry = found[full]
+                stamp = entry.get("LastModified") or datetime.fromtimestamp(entry["mtime"], UTC)
+                yield FileInfo(full[len(self._root) + 1 :], int(entry["size"]), stamp)
+
+    def delete(self, name: str) -> None:
+        """Remove one file; an absent one is no error."""
+        with _translated(self, name), contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm_file(self.path(name))
+
+    def _put_if(self, name: str, data: bytes, **condition: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        bucket, _, key = self.path(name).partition("/")
+        try:
+            self.filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+        except FileExistsError:
+            return False
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in _LOST_RACE:
+                return False
+            raise
+        except OSError as error:
+            cause = error.__cause__
+            if (
+                isinstance(cause, ClientError)
+                and cause.response.get("Error", {}).get("Code") in _LOST_RACE
+            ):
+                return False
+            raise
+        return True
+
+
+@contextlib.contextmanager
+def _beside(target: str, data: bytes) -> Iterator[str]:
+    """A durable temporary file holding `data` in the folder of `target`, removed afterwards."""
+    folder = os.path.dirname(target)
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".partial-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _translated(storage: Storage, name: str) -> Iterator[None]:
+    """Turn what filesystems raise into dq_cluster's errors, naming the place."""
+    where = f"{storage.uri}/{name}" if name else storage.uri
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{where} does not exist") from error
+    except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StorageRefusedError(
+            f"{where}: {reason}; check the path and your permissions"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise StorageRefusedError(f"{where}: the file system is read-only") from error
+        raise StorageError(f"{where}: {error}") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+            raise StorageError(f"{where}: {error}") from error
+        raise

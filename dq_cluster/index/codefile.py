@@ -169,7 +169,7 @@ def _statistics(metadata: pq.FileMetaData, names: Sequence[str]) -> dict[str, Co
             seen = folded.get(name)
             folded[name] = ColumnStats(
                 min=stats.min if seen is None else min(seen.min, stats.min),  # type: ignore[type-var]
-                max=stats.max if seen is None else max(seen.max, stats.max),  # type: ignore[type-var]
+                max=stats.max if seen is None else max(seen.max, stats.max),
                 nulls=(stats.null_count or 0) + (seen.nulls if seen else 0),
             )
     return folded

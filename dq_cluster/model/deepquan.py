@@ -1,0 +1,118 @@
+"""DeepQuan: a deep autoencoder whose embedding is product-quantized.
+
+A reconstruction of Chen, Cheung, Wang, "Learning Deep Unsupervised Binary Codes for Image
+Retrieval" (IJCAI 2018, 10.24963/ijcai.2018/85): fully connected encoder, symmetric decoder that
+preserves the manifold of the features, weighted triplet loss, codes by product quantization,
+alternating optimisation. The paper's formulas were not available; docs/experiments.md says how
+the choices made here were found.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dq_cluster.errors import InputError
+from dq_cluster.geometry import CodeGeometry
+from dq_cluster.model import quantizer
+from dq_cluster.model.config import ModelSettings
+
+
+class Output(NamedTuple):
+    """What one forward pass computes.
+
+    target: the standardized input (n, components); embedding (n, dim); quantized: the words the
+    embedding is coded as (n, dim), without gradient; reconstruction (n, components).
+    """
+
+    target: Tensor
+    embedding: Tensor
+    quantized: Tensor
+    reconstruction: Tensor
+
+
+class DeepQuan(nn.Module):
+    """Features (n, feature_dim) float → embeddings (n, dim) → codes (n, code_size) uint8.
+
+    Everything learned is inside: `mean` and `components` standardize the feature, `codebooks`
+    (m, ksub, dsub) code the embedding, which has unit length.
+    """
+
+    mean: Tensor
+    components: Tensor
+    codebooks: Tensor
+
+    def __init__(self, settings: ModelSettings, feature_dim: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.feature_dim = feature_dim
+        geometry = settings.geometry
+        kept = min(settings.components or feature_dim, feature_dim)
+        self.register_buffer("mean", torch.zeros(feature_dim))
+        self.register_buffer("components", torch.eye(feature_dim, kept))
+        self.register_buffer("codebooks", torch.zeros(geometry.m, geometry.ksub, geometry.dsub))
+        widths = (kept, *settings.hidden, settings.dim)
+        self.encoder = _mlp(widths)
+        self.decoder = _mlp(widths[::-1])
+
+    @property
+    def geometry(self) -> CodeGeometry:
+        """Shape of the codes."""
+        return self.settings.geometry
+
+    def standardize(self, features: Tensor) -> Tensor:
+        """Centred, projected on the principal components, scaled to unit length."""
+        if features.ndim != 2 or features.shape[1] != self.feature_dim:
+            raise InputError(
+                f"this model takes features of shape (n, {self.feature_dim}), "
+                f"found {tuple(features.shape)}"
+            )
+        return F.normalize((features.to(self.mean.dtype) - self.mean) @ self.components, dim=1)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Embeddings (n, dim), each of unit length."""
+        return F.normalize(self.encoder(self.standardize(features)), dim=1)
+
+    def reconstruct(self, embedding: Tensor) -> Tensor:
+        """The features (n, feature_dim) that the decoder sees behind embeddings.
+
+        Their length is lost in standardizing; what returns is the direction from the mean.
+        """
+        return self.decoder(embedding) @ self.components.T + self.mean
+
+    def quantize(self, embedding: Tensor) -> Tensor:
+        """The words that stand for embeddings (n, dim)."""
+        return quantizer.decode(quantizer.assign(embedding, self.codebooks), self.codebooks)
+
+    @torch.no_grad()
+    def encode(self, features: Tensor) -> Tensor:
+        """Codes (n, code_size) uint8, packed as faiss packs them."""
+        codes = quantizer.assign(self.embed(features), self.codebooks)
+        return quantizer.pack(codes, self.geometry.nbits)
+
+    def forward(self, features: Tensor) -> Output:
+        """Everything the training losses need; see Output."""
+        target = self.standardize(features)
+        embedding = F.normalize(self.encoder(target), dim=1)
+        with torch.no_grad():
+            quantized = self.quantize(embedding)
+        return Output(target, embedding, quantized, self.decoder(embedding))
+
+    @torch.no_grad()
+    def rotate(self, rotation: Tensor) -> None:
+        """Turn the embedding by an orthogonal matrix (dim, dim), folded into the last layers."""
+        last, first = self.encoder[-1], self.decoder[0]
+        assert isinstance(last, nn.Linear)
+        assert isinstance(first, nn.Linear)
+        last.weight.copy_(rotation.T @ last.weight)
+        last.bias.copy_(last.bias @ rotation)
+        first.weight.copy_(first.weight @ rotation)
+
+
+def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.GELU()]
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,154 @@
+"""Training DeepQuan in one process: the reference for the distributed trainer.
+
+Alternating optimisation: an epoch of gradient steps with the codebooks fixed, then a rotation
+and Lloyd steps with the network fixed.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dq_cluster.errors import InputError
+from dq_cluster.model import quantizer
+from dq_cluster.model.config import ModelSettings
+from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.model.neighbours import Positives, manifold_positives, nearest
+from dq_cluster.model.quantizer import AllReduce, alone
+from dq_cluster.model.standardize import moments, principal_components
+from dq_cluster.model.step import Batch, training_loss
+
+OnEpoch = Callable[[int, dict[str, float]], None]
+
+
+def fit(
+    features: np.ndarray, settings: ModelSettings, seed: int, on_epoch: OnEpoch | None = None
+) -> DeepQuan:
+    """Train on features (n, D) held in memory. Equal arguments give equal networks.
+
+    on_epoch(epoch, summary) is called after every epoch with the mean of each loss term,
+    `variance` (of the embedding, summed over dimensions) and `perplexity` (mean number of words
+    in use per sub-space).
+    """
+    if features.ndim != 2 or len(features) <= settings.neighbours:
+        raise InputError(
+            f"training needs features (n, D) of more than {settings.neighbours} images, "
+            f"found {features.shape}"
+        )
+    torch.manual_seed(seed)
+    data = torch.from_numpy(np.asarray(features, np.float32))
+    network = DeepQuan(settings, data.shape[1])
+    start(network, data)
+    positives = find_positives(network, data)
+    optimizer, schedule = make_optimizer(network, settings, -(-len(data) // settings.batch_size))
+    for epoch in range(settings.epochs):
+        network.train()
+        history = []
+        for batch in batches(data, positives, settings.batch_size, seed=(seed, epoch)):
+            loss, terms = training_loss(network, batch, settings)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            history.append(terms)
+        summary = {name: float(torch.stack([t[name] for t in history]).mean()) for name in terms}
+        network.eval()
+        summary |= update_quantizer(network, embed_all(network, data), first=epoch == 0, seed=seed)
+        if on_epoch is not None:
+            on_epoch(epoch, summary)
+    return network
+
+
+def start(network: DeepQuan, features: Tensor, all_reduce: AllReduce = alone) -> None:
+    """Set the linear front of a new network from (this worker's share of) the features."""
+    mean, components = principal_components(
+        moments(features, all_reduce), network.components.shape[1]
+    )
+    network.mean.copy_(mean)
+    network.components.copy_(components)
+
+
+def find_positives(network: DeepQuan, features: Tensor) -> Positives:
+    """Manifold positives of features (n, D) held in memory."""
+    k = network.settings.neighbours
+    standardized = network.standardize(features)
+    ranked = nearest(standardized, standardized, k + 1)
+    own = torch.arange(len(features))[:, None]
+    # Oneself is first unless there are duplicates; then any k others will do.
+    others = (ranked.rows != own).long()
+    order = others.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return manifold_positives(ranked.rows.gather(1, order).numpy(), k)
+
+
+def batches(
+    features: Tensor, positives: Positives, batch_size: int, seed: tuple[int, int]
+) -> Iterator[Batch]:
+    """One epoch: every image once, in random order, with one positive drawn by weight."""
+    generator = np.random.default_rng(seed)
+    chances = positives.weights.cumsum(1)
+    for rows in np.array_split(
+        generator.permutation(len(features)), -(-len(features) // batch_size)
+    ):
+        draw = generator.random((len(rows), 1)) * chances[rows, -1:]
+        place = (chances[rows] < draw).sum(1).clip(max=chances.shape[1] - 1)
+        yield Batch(
+            features[rows],
+            features[positives.rows[rows, place]],
+            torch.from_numpy(positives.weights[rows, place]),
+        )
+
+
+def make_optimizer(
+    network: torch.nn.Module, settings: ModelSettings, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with one cycle of the learning rate over all epochs."""
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        settings.learning_rate,
+        total_steps=settings.epochs * steps_per_epoch,
+        pct_start=0.1,
+    )
+    return optimizer, schedule
+
+
+@torch.no_grad()
+def embed_all(network: DeepQuan, features: Tensor) -> Tensor:
+    """Embeddings (n, dim) of features (n, D), a block at a time."""
+    return torch.cat([network.embed(block) for block in features.split(8192)])
+
+
+@torch.no_grad()
+def update_quantizer(
+    network: DeepQuan,
+    embedding: Tensor,
+    *,
+    first: bool,
+    seed: int,
+    all_reduce: AllReduce = alone,
+    sample: Tensor | None = None,
+) -> dict[str, float]:
+    """Fit the codebooks to (this worker's share of) the embeddings, the network fixed.
+
+    first: start from new words, drawn from `sample` (which every worker must pass alike;
+    default: the embeddings). Returns `variance` and `perplexity`.
+    """
+    geometry = network.geometry
+    codebooks = network.codebooks
+    if first:
+        source = embedding if sample is None else sample
+        codebooks = quantizer.initial_codebooks(source, geometry.m, geometry.ksub, seed)
+    codebooks = quantizer.lloyd(embedding, codebooks, 20 if first else 2, all_reduce)
+    network.codebooks.copy_(codebooks)
+    codes = quantizer.assign(embedding, codebooks)
+    _, counts = quantizer.cell_statistics(embedding, codes, geometry.ksub)
+    count = all_reduce(torch.tensor(float(len(embedding)), device=embedding.device))
+    mean = all_reduce(embedding.sum(0)) / count
+    square = all_reduce(embedding.square().sum()) / count
+    return {
+        "variance": float(square - mean.square().sum()),
+        "perplexity": float(quantizer.perplexity(all_reduce(counts)).mean()),
+    }

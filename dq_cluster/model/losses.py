@@ -1,0 +1,40 @@
+"""The loss terms of DeepQuan; each takes row-aligned batches and returns a scalar."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def weighted_triplet(
+    anchors: Tensor, positives: Tensor, weights: Tensor, temperature: float
+) -> Tensor:
+    """Pull each anchor (n, dim) to its positive, push it from the others of the batch.
+
+    The smooth form of the triplet hinge over all in-batch negatives at once (InfoNCE; van den
+    Oord, Li, Vinyals 2018): the harder a negative, the greater its share of the gradient.
+    weights (n,) say how sure it is that a pair belongs together.
+    """
+    similarity = anchors @ positives.T / temperature
+    own = torch.arange(len(anchors), device=anchors.device)
+    losses = F.cross_entropy(similarity, own, reduction="none")
+    return (weights * losses).sum() / weights.sum().clamp(min=1e-6)
+
+
+def manifold(reconstruction: Tensor, neighbours: Tensor, weights: Tensor) -> Tensor:
+    """The decoder must find the neighbour's feature from one's own embedding.
+
+    The neighbour reconstruction of generalized autoencoders (Wang, Huang, Wang, Wang 2014),
+    per feature of unit length.
+    """
+    errors = (reconstruction - neighbours).square().sum(1)
+    return (weights * errors).sum() / weights.sum().clamp(min=1e-6)
+
+
+def quantization(embedding: Tensor, quantized: Tensor) -> Tensor:
+    """Mean squared distance from embeddings to the words they are coded as."""
+    return (embedding - quantized).square().sum(1).mean()
+
+
+def isometry(embedding: Tensor, target: Tensor) -> Tensor:
+    """Inner products within the batch should be those of the (unit) input features."""
+    return (embedding @ embedding.T - target @ target.T).square().mean()

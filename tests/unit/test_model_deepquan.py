@@ -1,0 +1,117 @@
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import torch
+
+from dq_cluster.config import load_settings
+from dq_cluster.errors import ConfigError, InputError, IntegrityError
+from dq_cluster.model.bundle import load_model, save_model
+from dq_cluster.model.config import ModelSettings
+from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.model.fit import embed_all, fit
+from dq_cluster.storage import Storage
+
+SMALL = {"dim": 16, "bits": 32, "hidden": (32,), "components": 24, "batch_size": 128, "epochs": 8}
+
+
+@pytest.fixture(scope="module")
+def features() -> np.ndarray:
+    """600 points of 6 clusters in 48 dimensions."""
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(6, 48))
+    return (centres[np.arange(600) % 6] + 0.6 * generator.normal(size=(600, 48))).astype("f4")
+
+
+@pytest.fixture(scope="module")
+def network(features: np.ndarray) -> DeepQuan:
+    return fit(features, ModelSettings(**SMALL), seed=1)
+
+
+@pytest.mark.parametrize("nbits", [8, 4])
+def test_encode_is_what_faiss_computes_from_the_embedding(features: np.ndarray, nbits: int):
+    network = fit(features, ModelSettings(**{**SMALL, "nbits": nbits, "epochs": 1}), seed=0)
+    geometry = network.geometry
+    pq = faiss.ProductQuantizer(geometry.dim, geometry.m, nbits)
+    faiss.copy_array_to_vector(network.codebooks.numpy().ravel(), pq.centroids)
+    x = torch.from_numpy(features)
+    codes = network.encode(x)
+    assert codes.dtype == torch.uint8
+    assert codes.shape == (600, geometry.code_size)
+    np.testing.assert_array_equal(
+        codes.numpy(), pq.compute_codes(network.embed(x).detach().numpy())
+    )
+
+
+def test_equal_arguments_give_equal_networks(features: np.ndarray, network: DeepQuan):
+    again = fit(features, ModelSettings(**SMALL), seed=1)
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, atol=0, rtol=0, msg=name)
+
+
+def test_rotate_turns_the_embedding_and_keeps_the_reconstruction(
+    features: np.ndarray, network: DeepQuan
+):
+    copy = DeepQuan(network.settings, network.feature_dim)
+    copy.load_state_dict(network.state_dict())
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]
+    copy.rotate(turn)
+    x = torch.from_numpy(features)
+    torch.testing.assert_close(copy.embed(x), network.embed(x) @ turn, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        copy.reconstruct(copy.embed(x)), network.reconstruct(network.embed(x)), atol=1e-4, rtol=0
+    )
+
+
+def test_features_of_another_dimension_are_refused(network: DeepQuan):
+    with pytest.raises(InputError, match=r"\(n, 48\), found \(2, 47\)"):
+        network.embed(torch.zeros(2, 47))
+
+
+def test_saved_and_loaded_network_encodes_alike(
+    tmp_path: Path, features: np.ndarray, network: DeepQuan
+):
+    storage = Storage(str(tmp_path))
+    card = save_model(
+        storage, network, preprocessing={"backbone": "none"}, training={}, evaluation={"map": 0.5}
+    )
+    loaded, found = load_model(storage, card.digest[:10])
+    assert found == card
+    assert loaded.settings == network.settings
+    x = torch.from_numpy(features)
+    assert torch.equal(loaded.encode(x), network.encode(x))
+
+    name = f"models/{card.digest}/model.safetensors"
+    storage.write(name, storage.read(name)[:-4] + b"\0\0\1\0")
+    with pytest.raises(IntegrityError, match="hashes to"):
+        load_model(storage, card.digest)
+
+
+def test_training_reports_every_epoch(features: np.ndarray):
+    summaries: list[dict[str, float]] = []
+    settings = ModelSettings(**{**SMALL, "epochs": 3})
+    network = fit(features, settings, 0, lambda epoch, summary: summaries.append(summary))
+    assert len(summaries) == 3
+    assert summaries[-1]["perplexity"] > 8
+    z = embed_all(network, torch.from_numpy(features))
+    assert summaries[-1]["variance"] == pytest.approx(float(z.var(0, correction=0).sum()), abs=1e-3)
+
+
+def test_settings_name_what_is_wrong():
+    with pytest.raises(ConfigError, match="multiple of nbits 8"):
+        load_settings(ModelSettings, overrides=["bits=12"])
+    with pytest.raises(ConfigError, match="m 3 is odd"):
+        load_settings(ModelSettings, overrides=["bits=12", "nbits=4", "dim=48"])
+
+
+def test_an_objective_sets_weights_that_explicit_ones_override():
+    plain = ModelSettings(objective="neighbours")
+    assert plain.isometry_weight == 1
+    assert plain.triplet_weight == 0
+    assert ModelSettings(objective="neighbours", triplet_weight=2).triplet_weight == 2
+
+
+def test_too_few_features_to_have_neighbours(features: np.ndarray):
+    with pytest.raises(InputError, match="more than 20 images"):
+        fit(features[:20], ModelSettings(**SMALL), seed=0)

@@ -1,0 +1,70 @@
+"""Where images come from, how they are read, and which backbone looks at them."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dq_cluster.config import Settings
+
+SourceKind = Literal["folder", "parquet", "webdataset", "inventory", "features"]
+BackboneKind = Literal["efficientnet-lite0", "onnx", "torchvision", "timm", "none"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ImageLimits(Settings):
+    """What one image may cost before it is rejected: bytes, pixels, and seconds to fetch."""
+
+    max_bytes: int = Field(default=64 << 20, ge=1)
+    max_pixels: int = Field(default=100_000_000, ge=1)
+    max_seconds: float = Field(default=20.0, gt=0)
+
+
+class SourceSettings(Settings):
+    """A pile of images, or of features, at `uri` (a local path or `s3://`).
+
+    folder: image files; the id is the path below `uri`, `label` the folder an image lies in.
+    parquet: files with an `image_column` of encoded bytes. webdataset: tars; the id is the key.
+    inventory: Parquet files with a `uri_column` naming each image (a path, `s3://`, or, on
+    `allow_hosts` only, `https://`). features: Parquet files with a `feature_column`.
+
+    `columns` are carried into the code files; `uri` is always known.
+    """
+
+    kind: SourceKind
+    uri: str
+    id_column: str = "id"
+    image_column: str = "image"
+    uri_column: str = "uri"
+    feature_column: str = "feature"
+    columns: tuple[str, ...] = ()
+    limits: ImageLimits = ImageLimits()
+    allow_hosts: tuple[str, ...] = ()
+
+
+class BackboneSettings(Settings):
+    """The frozen network that turns pixels into features.
+
+    path: the file of an `onnx` backbone; name: the model of `torchvision` or `timm`.
+    image_size: the side of the square the network sees, pixels. mean, std: per channel, of
+    values in [0, 1]. sha256: if given, the weights must hash to it. threads: 0 lets the
+    runtime choose.
+    """
+
+    kind: BackboneKind = "efficientnet-lite0"
+    path: str | None = None
+    name: str | None = None
+    image_size: int = Field(default=128, ge=8, le=2048)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    sha256: str | None = None
+    threads: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _complete(self) -> "BackboneSettings":
+        if self.kind == "onnx" and not self.path:
+            raise ValueError("backbone 'onnx' needs path: the ONNX file")
+        if self.kind in ("torchvision", "timm") and not self.name:
+            raise ValueError(f"backbone '{self.kind}' needs name: the model's name there")
+        return self

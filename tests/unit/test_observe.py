@@ -1,0 +1,147 @@
+"""Metric definitions, log lines, and traces, without Ray."""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+
+import pytest
+
+from dq_cluster.errors import ConfigError
+from dq_cluster.observe import log, metrics, tracing
+
+
+def test_metric_names_follow_prometheus() -> None:
+    names = [metric.name for metric in metrics.ALL]
+    assert len(set(names)) == len(names)
+    for metric in metrics.ALL:
+        assert re.fullmatch(r"dq_[a-z0-9]+(_[a-z0-9]+)*", metric.name)
+        assert metric.description.endswith(".")
+        assert metric.name.endswith("_total") == isinstance(metric, metrics.Counter)
+        if isinstance(metric, metrics.Histogram):
+            assert metric.name.endswith(("_seconds", "_ratio"))
+            assert metric.boundaries == sorted(set(metric.boundaries))
+
+
+def test_importing_and_recording_without_ray_does_not_import_ray() -> None:
+    code = (
+        "import sys; from dq_cluster.observe import metrics as m; m.QUERIES.inc(outcome='ok')\n"
+        "with m.STEP_SECONDS.time(step='merge'): pass\n"
+        "assert not any(name.split('.')[0] == 'ray' for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_labels_must_be_the_declared_ones() -> None:
+    with pytest.raises(TypeError, match="outcome"):
+        metrics.QUERIES.inc()
+    with pytest.raises(TypeError, match="shard"):
+        metrics.SHARD_CODES.set(3, shard=0, replica=1)
+
+
+@pytest.fixture
+def logger(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> logging.Logger:
+    """A logger that writes JSON; what `configure_logging` changes is put back afterwards."""
+    root = logging.getLogger("dq_cluster")
+    monkeypatch.setattr(root, "handlers", root.handlers)
+    monkeypatch.setattr(root, "propagate", root.propagate)
+    monkeypatch.setattr(root, "level", root.level)
+    monkeypatch.setenv("DQ_LOG_FORMAT", "json")
+    log.configure_logging()
+    return logging.getLogger("dq_cluster.test")
+
+
+def test_json_lines_carry_fields_and_the_request_id(
+    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with log.request_context("abc-1") as request_id:
+        logger.info("shard %d is slow", 3, extra={"shard": 3})
+    logger.debug("not shown")
+    try:
+        raise ValueError("broken\nline")
+    except ValueError:
+        logger.exception("outside a request")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, second = map(json.loads, captured.err.splitlines())
+    assert request_id == "abc-1"
+    assert first | {"time": ""} == {
+        "time": "",
+        "level": "INFO",
+        "logger": "dq_cluster.test",
+        "message": "shard 3 is slow",
+        "request_id": "abc-1",
+        "shard": 3,
+    }
+    assert "request_id" not in second
+    assert "broken" in second["exception"]
+
+
+def test_text_lines_carry_the_same(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DQ_LOG_FORMAT", "text")
+    log.configure_logging()
+    with log.request_context("abc-1"):
+        logger.warning("slow", extra={"shard": 3})
+    line = capsys.readouterr().err
+    assert line.endswith("WARNING dq_cluster.test: slow  request_id=abc-1 shard=3\n")
+
+
+@pytest.mark.parametrize("given", [None, "", "two words", "a\nb", "x" * 65])
+def test_an_unsafe_request_id_is_replaced(given: str | None) -> None:
+    with log.request_context(given) as request_id:
+        assert re.fullmatch(r"[0-9a-f]{32}", request_id)
+        assert log.current_request_id() == request_id
+    assert log.current_request_id() == ""
+
+
+@pytest.mark.parametrize(("name", "value"), [("DQ_LOG_FORMAT", "xml"), ("DQ_LOG_LEVEL", "LOUD")])
+def test_wrong_log_settings_are_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        log.configure_logging()
+
+
+def test_tracing_is_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OTEL_TRACES_EXPORTER", raising=False)
+    tracing._tracer.cache_clear()
+    with tracing.span("query", k=10):
+        assert tracing.trace_headers() == {}
+
+
+def test_a_span_continues_in_another_process() -> None:
+    """Two spans, the second under the first's headers, as a shard in another process sees them."""
+    code = (
+        "from dq_cluster.observe.tracing import span, trace_headers\n"
+        "with span('query', k=10): headers = trace_headers()\n"
+        "with span('shard', parent=headers, shard=1): pass\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"OTEL_TRACES_EXPORTER": "console"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    decoder, text, spans = json.JSONDecoder(), result.stdout.strip(), []
+    while text:
+        found, end = decoder.raw_decode(text)
+        spans.append(found)
+        text = text[end:].strip()
+    query, shard = spans
+    assert (query["name"], shard["name"]) == ("query", "shard")
+    assert shard["parent_id"] == query["context"]["span_id"]
+    assert shard["context"]["trace_id"] == query["context"]["trace_id"]
+    assert shard["attributes"] == {"shard": 1}
+
+
+def test_an_unknown_exporter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "nonsense")
+    tracing._tracer.cache_clear()
+    with pytest.raises(ConfigError, match="OTEL_TRACES_EXPORTER=nonsense"), tracing.span("query"):
+        pass
+    tracing._tracer.cache_clear()

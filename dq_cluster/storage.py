@@ -159,25 +159,35 @@ class Storage:
     def list(self, prefix: str = "") -> Iterator[FileInfo]:
         """Every file below the folder `prefix`, in the order of their paths; none if absent.
 
-        Names that start with a dot are left out: they are storage's own (locks, partial files).
+        Streams: memory does not grow with the number of files (on local disk, with the largest
+        folder). Names that start with a dot are left out: they are storage's own (locks,
+        partial files).
         """
         with _translated(self, prefix):
-            top = self.path(prefix)
-            try:
-                found = self.filesystem.find(top, detail=True)
-            except FileNotFoundError:
-                return
-            for full in sorted(found):
-                if full.rpartition("/")[2].startswith("."):
-                    continue
-                entry = found[full]
-                stamp = entry.get("LastModified") or datetime.fromtimestamp(entry["mtime"], UTC)
-                yield FileInfo(full[len(self._root) + 1 :], int(entry["size"]), stamp)
+            entries = _local_files if self.is_local else self._s3_files
+            for full, size, stamp in entries(self.path(prefix)):
+                if not full.rpartition("/")[2].startswith("."):
+                    yield FileInfo(full[len(self._root) + 1 :], size, stamp)
 
     def delete(self, name: str) -> None:
         """Remove one file; an absent one is no error."""
         with _translated(self, name), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path(name))
+
+    def _s3_files(self, top: str) -> Iterator[tuple[str, int, datetime]]:
+        bucket, _, key = top.partition("/")
+        page: dict[str, Any] = {}
+        while page.get("IsTruncated", True):
+            token = page.get("NextContinuationToken")
+            page = self.filesystem.call_s3(
+                "list_objects_v2",
+                Bucket=bucket,
+                Prefix=f"{key}/" if key else "",
+                **({"ContinuationToken": token} if token else {}),
+            )
+            for entry in page.get("Contents", ()):
+                if not entry["Key"].endswith("/"):
+                    yield f"{bucket}/{entry['Key']}", int(entry["Size"]), entry["LastModified"]
 
     def _put_if(self, name: str, data: bytes, **condition: str) -> bool:
         bucket, _, key = self.path(name).partition("/")
@@ -190,6 +200,21 @@ class Storage:
                 return False
             raise
         return True
+
+
+def _local_files(folder: str) -> Iterator[tuple[str, int, datetime]]:
+    try:
+        with os.scandir(folder) as found:
+            # A folder sorts as its files will: by the name with the slash behind it.
+            entries = sorted(found, key=lambda e: f"{e.name}/" if e.is_dir() else e.name)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _local_files(entry.path)
+        elif entry.is_file():
+            stat = entry.stat()
+            yield entry.path, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC)
 
 
 @contextlib.contextmanager

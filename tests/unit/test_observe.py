@@ -41,20 +41,20 @@ def test_labels_must_be_the_declared_ones() -> None:
 
 
 @pytest.fixture
-def logger(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> logging.Logger:
-    """A logger that writes JSON; what `configure_logging` changes is put back afterwards."""
+def logger(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    """A logger; what `configure_logging` changes is put back afterwards."""
     root = logging.getLogger("dq_cluster")
     monkeypatch.setattr(root, "handlers", root.handlers)
     monkeypatch.setattr(root, "propagate", root.propagate)
     monkeypatch.setattr(root, "level", root.level)
-    monkeypatch.setenv("DQ_LOG_FORMAT", "json")
-    log.configure_logging()
     return logging.getLogger("dq_cluster.test")
 
 
 def test_json_lines_carry_fields_and_the_request_id(
-    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("DQ_LOG_FORMAT", "json")
+    log.configure_logging()
     with log.request_context("abc-1") as request_id:
         logger.info("shard %d is slow", 3, extra={"shard": 3})
     logger.debug("not shown")

@@ -1,0 +1,70 @@
+"""How much machine an index needs: shards, memory, and storage from images, bits, and replicas.
+
+The figures are upper bounds by design: memory per shard is what serving promises not to exceed,
+storage what encoding promises not to exceed.
+"""
+
+import math
+
+from pydantic import Field
+
+from dq_cluster.config import Settings
+from dq_cluster.errors import ConfigError
+
+ID_BYTES = 8
+STORAGE_OVERHEAD = 1.2
+ROW_BYTES = 2
+PROCESS_BYTES = 300 * 10**6
+FRAGMENT_IMAGES = 100_000
+
+
+class SizingRequest(Settings):
+    """images: codes in the index; bits: code length; memory_gb: what one replica may use."""
+
+    images: int = Field(gt=0)
+    bits: int = Field(gt=0, multiple_of=8)
+    replicas: int = Field(2, gt=0)
+    memory_gb: float = Field(16.0, gt=0)
+
+
+class Sizing(Settings):
+    """What an index needs. Sizes are decimal gigabytes; memory is per replica of one shard."""
+
+    images: int
+    code_bytes: int
+    shards: int
+    replicas_total: int
+    memory_per_replica_gb: float
+    memory_total_gb: float
+    storage_gb: float
+    fragments: int
+
+
+def size_index(request: SizingRequest) -> Sizing:
+    """Fewest shards whose replicas fit the memory, and what the whole then takes.
+
+    Memory of a replica is code + 2 bytes per row + 300 MB; storage is at most
+    1.2 × (code + 8) bytes per image. Raises ConfigError where not even one row fits.
+    """
+    code = request.bits // 8
+    room = request.memory_gb * 1e9 - PROCESS_BYTES
+    if room < code + ROW_BYTES:
+        raise ConfigError(
+            f"memory_gb {request.memory_gb} leaves no room for codes beside the "
+            f"{PROCESS_BYTES / 1e9} GB of the process; allow at least 1 GB"
+        )
+    rows_fit = int(room // (code + ROW_BYTES))
+    shards = math.ceil(request.images / rows_fit)
+    rows = math.ceil(request.images / shards)
+    memory = rows * (code + ROW_BYTES) + PROCESS_BYTES
+    total = shards * request.replicas
+    return Sizing(
+        images=request.images,
+        code_bytes=code,
+        shards=shards,
+        replicas_total=total,
+        memory_per_replica_gb=round(memory / 1e9, 3),
+        memory_total_gb=round(memory * total / 1e9, 3),
+        storage_gb=round(request.images * (code + ID_BYTES) * STORAGE_OVERHEAD / 1e9, 3),
+        fragments=math.ceil(request.images / FRAGMENT_IMAGES),
+    )

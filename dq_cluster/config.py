@@ -34,19 +34,17 @@ def load_settings(
     """
     origin = str(path) if path is not None else "command line"
     try:
-        base = OmegaConf.create({})
-        if path is not None:
-            base = OmegaConf.create(yaml.safe_load(Path(path).read_text()) or {})
-        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
+        stored = yaml.safe_load(Path(path).read_text()) or {} if path is not None else {}
+        if not isinstance(stored, dict):
+            raise ConfigError(
+                f"{origin}: expected a mapping of settings, found {type(stored).__name__}"
+            )
+        merged = OmegaConf.merge(OmegaConf.create(stored), OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
     except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{origin}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{origin}: expected a mapping of settings, found {type(values).__name__}"
-        )
     return validate_settings(kind, values, origin)
 
 

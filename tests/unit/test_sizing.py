@@ -1,0 +1,36 @@
+"""The sizing behind `dq-cluster plan`."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dq_cluster.errors import ConfigError
+from dq_cluster.index.sizing import SizingRequest, size_index
+
+
+def test_two_billion_images_of_64_bits() -> None:
+    sizing = size_index(SizingRequest(images=2_000_000_000, bits=64, replicas=2, memory_gb=16))
+    assert sizing.shards == 2
+    assert sizing.replicas_total == 4
+    assert sizing.memory_per_replica_gb == pytest.approx(10.3, abs=0.01)
+    assert sizing.storage_gb == pytest.approx(38.4, abs=0.01)
+
+
+@given(
+    images=st.integers(1, 10**11),
+    bits=st.sampled_from([16, 32, 64, 128]),
+    memory=st.floats(0.5, 1000),
+)
+def test_every_replica_fits_and_one_shard_fewer_would_not(
+    images: int, bits: int, memory: float
+) -> None:
+    sizing = size_index(SizingRequest(images=images, bits=bits, memory_gb=memory))
+    assert sizing.memory_per_replica_gb <= memory + 0.001
+    if sizing.shards > 1:
+        fewer = images / (sizing.shards - 1) * (bits // 8 + 2) + 300e6
+        assert fewer > memory * 1e9 * 0.999
+
+
+def test_too_little_memory_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1 GB"):
+        size_index(SizingRequest(images=10, bits=64, memory_gb=0.2))

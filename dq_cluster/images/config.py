@@ -26,8 +26,9 @@ class SourceSettings(Settings):
 
     folder: image files; the id is the path below `uri`, `label` the folder an image lies in.
     parquet: files with an `image_column` of encoded bytes. webdataset: tars; the id is the key.
-    inventory: Parquet files with a `uri_column` naming each image (a path, `s3://`, or, on
-    `allow_hosts` only, `https://`). features: Parquet files with a `feature_column`.
+    inventory: Parquet files whose `uri_column` names each image; only URIs that begin with a
+    prefix in `allow` (`https://img.example.com/`, `s3://photos/`, `/data/`) are read.
+    features: Parquet files with a `feature_column`.
 
     `columns` are carried into the code files; `uri` is always known.
     """
@@ -40,7 +41,17 @@ class SourceSettings(Settings):
     feature_column: str = "feature"
     columns: tuple[str, ...] = ()
     limits: ImageLimits = ImageLimits()
-    allow_hosts: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _guarded(self) -> "SourceSettings":
+        if self.kind == "inventory" and not self.allow:
+            raise ValueError("an inventory needs allow: the URI prefixes it may name")
+        for prefix in self.allow:
+            # Without the slash, https://example.com would allow https://example.com.evil.net.
+            if not prefix.endswith("/") or prefix.endswith("://"):
+                raise ValueError(f"allow: '{prefix}' must name a host or folder and end with /")
+        return self
 
 
 class BackboneSettings(Settings):

@@ -27,6 +27,7 @@ class Reason(StrEnum):
     CORRUPT = "corrupt"  # the data contradict the format
     FORBIDDEN = "forbidden"  # the address is not one that may be fetched
     UNREACHABLE = "unreachable"  # the address did not answer, in time or with an image
+    UNREADABLE_FILE = "unreadable_file"  # the tar or Parquet file around it is damaged
     BAD_FEATURE = "bad_feature"  # null, of another dimension, or not finite
     NO_ID = "no_id"  # a null id
     DUPLICATE_ID = "duplicate_id"  # the id came before in the same fragment

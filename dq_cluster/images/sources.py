@@ -1,0 +1,45 @@
+"""Sources: where images or features lie, listed as units and read as Arrow tables."""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import pyarrow as pa
+
+from dq_cluster.images.config import SourceSettings
+from dq_cluster.images.files import Folder, WebDataset
+from dq_cluster.images.inventory import Inventory
+from dq_cluster.images.parquet import ParquetRows
+from dq_cluster.index.planner import Unit
+
+
+class Source(Protocol):
+    """A pile of images or features, on storage.
+
+    `read` yields tables with the columns `id` (string or int64, null where the input has none),
+    `uri`, the carried columns, `reason` (null, or why there is nothing to decode), and `image`
+    (binary) or `feature` (lists).
+    """
+
+    def units(self) -> Iterator[Unit]:
+        """List the pile, as a stream. Raises InputError where a file has another schema."""
+
+    def read(self, units: Iterable[Unit], rows: int) -> Iterator[pa.Table]:
+        """Read units in order, in tables of at most `rows` rows.
+
+        Raises StorageError where storage fails; what is wrong with the data is a `reason`.
+        """
+
+
+def open_source(settings: SourceSettings) -> Source:
+    """The source that `settings` describes."""
+    match settings.kind:
+        case "folder":
+            return Folder(settings)
+        case "webdataset":
+            return WebDataset(settings)
+        case "parquet":
+            return ParquetRows(settings, settings.image_column, "image")
+        case "features":
+            return ParquetRows(settings, settings.feature_column, "feature")
+        case "inventory":
+            return Inventory(settings)

@@ -1,0 +1,75 @@
+"""The ledger of a run: which fragments are committed, by which receipt.
+
+    <run>/ledger/<fragment>.json   created if absent: the first writer wins
+
+A fragment computed twice (a retried task, a second driver) is therefore counted once. What the
+loser wrote is named nowhere, and so does not exist.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from pydantic import ValidationError
+
+from dq_cluster.config import Settings
+from dq_cluster.errors import IntegrityError
+from dq_cluster.index.manifest import FileEntry
+from dq_cluster.storage import Storage
+
+# Receipts are small; on object storage reading them is all waiting.
+_READERS = 32
+
+
+class Receipt(Settings):
+    """What an encoding task reports about its fragment.
+
+    files, rejects: what it wrote; seconds: time spent per stage, summed over its workers;
+    columns: names and Arrow types of the columns of `files`.
+    """
+
+    fragment: int
+    rows: int
+    rejected: int
+    files: tuple[FileEntry, ...]
+    rejects: tuple[FileEntry, ...]
+    columns: dict[str, str]
+    seconds: dict[str, float]
+
+
+class Ledger:
+    """The ledger of the run in folder `run` of `storage`. Cheap to pickle."""
+
+    def __init__(self, storage: Storage, run: str) -> None:
+        self._storage = storage
+        self._folder = f"{run}/ledger"
+
+    def done(self) -> list[int]:
+        """Numbers of the committed fragments, ascending."""
+        names = (info.path.rpartition("/")[2] for info in self._storage.list(self._folder))
+        return sorted(int(name.removesuffix(".json")) for name in names)
+
+    def contains(self, fragment: int) -> bool:
+        return self._storage.exists(self._name(fragment))
+
+    def commit(self, receipt: Receipt) -> bool:
+        """Enter a receipt. False if the fragment was committed before: drop what was written."""
+        data = receipt.model_dump_json().encode()
+        return self._storage.create(self._name(receipt.fragment), data)
+
+    def receipts(self) -> Iterator[Receipt]:
+        """The receipts of all committed fragments, in order of the fragments."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            yield from pool.map(self._read, self.done())
+
+    def _read(self, fragment: int) -> Receipt:
+        name = self._name(fragment)
+        try:
+            return Receipt.model_validate_json(self._storage.read(name))
+        except ValidationError as error:
+            raise IntegrityError(
+                f"{self._storage.uri}/{name} is not a valid receipt "
+                f"({error.error_count()} errors); delete it to encode its fragment again"
+            ) from None
+
+    def _name(self, fragment: int) -> str:
+        return f"{self._folder}/{fragment:08d}.json"

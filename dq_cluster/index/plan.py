@@ -1,0 +1,107 @@
+"""The plan of a run, on storage: every fragment's units, written once and read by number.
+
+    <run>/plan-<unique>.parquet   one row group per fragment
+    <run>/plan.json               names the plan that counts; created if absent
+
+Neither writing nor reading needs memory in proportion to the planned input.
+"""
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from dq_cluster.config import Settings
+from dq_cluster.errors import InputError, IntegrityError, NotFoundError
+from dq_cluster.index.planner import Unit, pack
+from dq_cluster.storage import Storage
+
+FORMAT = 1
+_SCHEMA = pa.schema([("path", pa.string()), ("start", pa.int64()), ("rows", pa.int64())])
+
+
+class Plan(Settings):
+    """What `plan.json` holds. rows is None where some unit does not tell; request is what was
+    asked of the run, kept so that a continued run cannot mean something else."""
+
+    format: int = FORMAT
+    path: str
+    fragments: int
+    units: int
+    rows: int | None
+    request: dict[str, Any]
+
+
+def find_plan(storage: Storage, run: str) -> Plan | None:
+    """The plan of the run in folder `run`, or None where there is none yet."""
+    name = f"{run}/plan.json"
+    try:
+        plan = Plan.model_validate_json(storage.read(name))
+    except NotFoundError:
+        return None
+    except ValidationError as error:
+        raise IntegrityError(f"{storage.uri}/{name} is not a valid plan: {error}") from None
+    if plan.format != FORMAT:
+        raise IntegrityError(
+            f"{storage.uri}/{name} has format {plan.format}; "
+            f"this dq_cluster reads format {FORMAT}: upgrade"
+        )
+    return plan
+
+
+def make_plan(
+    storage: Storage, run: str, units: Iterable[Unit], fragment_rows: int, request: dict[str, Any]
+) -> Plan:
+    """Plan `units` and store the plan. If another driver stored one first, that one counts.
+
+    Raises InputError when there is nothing to plan.
+    """
+    path = f"{run}/plan-{uuid.uuid4().hex[:12]}.parquet"
+    fragments = count = rows = 0
+    known = True
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, "plan.parquet")
+        with pq.ParquetWriter(
+            local, _SCHEMA, compression="ZSTD", use_dictionary=False, write_statistics=False
+        ) as writer:
+            for fragment in pack(units, fragment_rows):
+                paths, starts, sizes = zip(*fragment, strict=True)
+                table = pa.table([paths, starts, sizes], schema=_SCHEMA)
+                writer.write_table(table, row_group_size=len(fragment))
+                fragments += 1
+                count += len(fragment)
+                rows += sum(sizes)
+                known = known and all(sizes)
+        if not fragments:
+            raise InputError("the source holds no images; check source.uri and source.kind")
+        storage.upload(local, path)
+    plan = Plan(
+        path=path,
+        fragments=fragments,
+        units=count,
+        rows=rows if known else None,
+        request=request,
+    )
+    if storage.create(f"{run}/plan.json", plan.model_dump_json(indent=1).encode()):
+        return plan
+    storage.delete(path)
+    winner = find_plan(storage, run)
+    assert winner is not None
+    return winner
+
+
+class PlanReader:
+    """Reads fragments of one plan by number; the footer is read once."""
+
+    def __init__(self, storage: Storage, plan: Plan) -> None:
+        self._file = pq.ParquetFile(storage.open(plan.path))
+
+    def fragment(self, number: int) -> list[Unit]:
+        """The units of fragment `number`, in order."""
+        table = self._file.read_row_group(number)
+        return [Unit(*row) for row in zip(*(c.to_pylist() for c in table.columns), strict=True)]

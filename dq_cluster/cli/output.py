@@ -1,0 +1,57 @@
+"""What a command prints: one result on standard output, everything else on standard error."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+
+def emit(result: BaseModel | Mapping[str, Any], *, as_json: bool) -> None:
+    """Print `result` as one JSON object, or as lines a person reads."""
+    values = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
+    if as_json:
+        print(json.dumps(values, default=str))
+        return
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    for name, value in values.items():
+        if _is_rows(value):
+            console.print(_table(name, value))
+        else:
+            console.print(f"{name}: {_text(value)}", markup=False)
+
+
+def emit_error(error: Exception, *, as_json: bool) -> None:
+    """One line on standard error; with JSON also an object on standard output."""
+    message = " ".join(str(error).split())
+    print(f"error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message, "kind": type(error).__name__}))
+
+
+def _is_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(_text(row.get(name)) for name in rows[0]))
+    return table
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(v)}" for name, v in value.items())
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)

@@ -1,0 +1,61 @@
+"""`search`, `plan`, and `demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dq_cluster.cli.output import emit
+from dq_cluster.config import validate_settings
+from dq_cluster.errors import ConfigError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    for command in (search, plan, demo):
+        app.command()(command)
+
+
+def search(
+    target: Annotated[str, typer.Argument(help="An index (folder or s3://) or an http:// API.")],
+    image: Annotated[Path | None, typer.Option(help="Search by this image file.")] = None,
+    id: Annotated[str | None, typer.Option(help="Search by an image of the index.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Neighbours to return.")] = 10,
+    version: Annotated[int | None, typer.Option(help="Version of the index.")] = None,
+    json: Json = False,
+) -> None:
+    """Find the images most like one image."""
+    if (image is None) == (id is None):
+        raise ConfigError("say what to search for: either --image FILE or --id ID")
+    raise NotImplementedError
+
+
+def plan(
+    images: Annotated[int, typer.Option(help="Images in the index.")],
+    bits: Annotated[int, typer.Option(help="Bits per code.")] = 64,
+    replicas: Annotated[int, typer.Option(help="Replicas of each shard.")] = 2,
+    memory_gb: Annotated[float, typer.Option(help="Memory one replica may use.")] = 16.0,
+    json: Json = False,
+) -> None:
+    """How many shards, how much memory and storage an index needs."""
+    from dq_cluster.index.sizing import SizingRequest, size_index
+
+    asked = {"images": images, "bits": bits, "replicas": replicas, "memory_gb": memory_gb}
+    emit(size_index(validate_settings(SizingRequest, asked, "plan")), as_json=json)
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where pictures, index, and report go.")] = Path(
+        "demo"
+    ),
+    images: Annotated[int, typer.Option(help="Most pictures to use.")] = 20_000,
+    json: Json = False,
+) -> None:
+    """The whole road on real pictures: train, encode, serve, query, measure, report."""
+    from dq_cluster.cluster import ray_cluster
+    from dq_cluster.demo.run import run_demo
+
+    with ray_cluster():
+        emit(run_demo(folder, images), as_json=json)

@@ -1,0 +1,80 @@
+"""`featurize`, `train`, `encode`, `serve`, `evaluate`: one configuration file each, and overrides.
+
+`python jobs/<workload>.py` runs exactly these commands.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dq_cluster.cli.output import emit
+from dq_cluster.cluster import ray_cluster
+from dq_cluster.config import load_settings
+
+Config = Annotated[
+    Path | None, typer.Option("--config", help="YAML file with the workload's settings.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the workloads to `app`."""
+    for command in (featurize, train, encode, evaluate, serve):
+        app.command()(command)
+
+
+def featurize(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
+    """Turn images into backbone features (Ray Data)."""
+    from dq_cluster.encode.config import FeaturizeSettings
+    from dq_cluster.encode.featurize import featurize
+
+    settings = load_settings(FeaturizeSettings, config, overrides or ())
+    _run(lambda: featurize(settings), json)
+
+
+def train(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
+    """Train DeepQuan on features and publish the model (Ray Train)."""
+    from dq_cluster.train.config import TrainSettings
+    from dq_cluster.train.run import train
+
+    settings = load_settings(TrainSettings, config, overrides or ())
+    _run(lambda: train(settings), json)
+
+
+def encode(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
+    """Encode images or features into a new version of the index (Ray Data)."""
+    from dq_cluster.encode.config import EncodeSettings
+    from dq_cluster.encode.run import encode
+
+    settings = load_settings(EncodeSettings, config, overrides or ())
+    _run(lambda: encode(settings), json)
+
+
+def evaluate(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
+    """Measure a version, or compare DeepQuan with the classical quantizers."""
+    from dq_cluster.evaluate.config import EvaluateSettings
+    from dq_cluster.evaluate.run import evaluate
+
+    settings = load_settings(EvaluateSettings, config, overrides or ())
+    emit(evaluate(settings), as_json=json)
+
+
+def serve(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
+    """Serve the query API until interrupted (Ray Serve)."""
+    from dq_cluster.serve.config import ServeSettings
+    from dq_cluster.serve.run import serve_forever
+
+    settings = load_settings(ServeSettings, config, overrides or ())
+    with ray_cluster():
+        serve_forever(settings, on_ready=lambda ready: emit(ready, as_json=json))
+
+
+def _run(workload: Callable[[], Any], as_json: bool) -> None:
+    with ray_cluster():
+        result = workload()
+    emit(result, as_json=as_json)

@@ -1,0 +1,1 @@
+"""The whole road on one machine: pictures in, answers and a report out."""

@@ -1,0 +1,70 @@
+"""Settings of a training run."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from dq_cluster.config import Settings
+from dq_cluster.model.config import ModelSettings
+
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class ElasticWorkers(Settings):
+    """Train with as many workers as the cluster has room for, between `min` and `max`."""
+
+    min: int = Field(gt=0)
+    max: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ElasticWorkers":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is greater than max {self.max}")
+        return self
+
+
+class QualityGate(Settings):
+    """What a model must reach on the validation rows to be published, each between 0 and 1.
+
+    min_recall_at_10: share of the ten exact feature neighbours found among the first ten;
+    min_map: mAP@1000 by the column `label`, which the features must then have.
+    """
+
+    min_recall_at_10: float = Field(0.0, ge=0, le=1)
+    min_map: float = Field(0.0, ge=0, le=1)
+
+
+class TrainSettings(Settings):
+    """One training run: features in, a model in the index out.
+
+    index, features: URIs; features is a Parquet file or a folder of them. name: the run's name;
+    submitting the same name again resumes it. storage: where the run keeps neighbours and
+    checkpoints, by default `<index>/runs/<name>/train`. workers: a number, or min and max.
+    validation_fraction: rows held out of training to measure the model, 2,000 at most.
+    max_failures: how often lost workers are replaced before the run fails.
+    """
+
+    index: str
+    features: str
+    name: str = Field("train", pattern=RUN_NAME)
+    storage: str | None = None
+    model: ModelSettings = ModelSettings()
+    seed: int = Field(0, ge=0)
+    validation_fraction: float = Field(0.05, gt=0, lt=1)
+    gate: QualityGate = QualityGate()
+    workers: Annotated[int, Field(gt=0)] | ElasticWorkers = 1
+    use_gpu: bool = False
+    cpus_per_worker: int = Field(1, gt=0)
+    max_failures: int = Field(3, ge=0)
+
+    @property
+    def run_uri(self) -> str:
+        """Where this run keeps its neighbours and checkpoints."""
+        return self.storage or f"{self.index.rstrip('/')}/runs/{self.name}/train"
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        if isinstance(self.workers, ElasticWorkers):
+            return self.workers.min, self.workers.max
+        return self.workers, self.workers

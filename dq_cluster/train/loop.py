@@ -1,0 +1,118 @@
+"""What one training worker does. torch.distributed only; Ray starts it, and tests do without."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.model.fit import batches, make_optimizer, update_quantizer
+from dq_cluster.model.neighbours import Positives
+from dq_cluster.model.step import training_loss
+from dq_cluster.storage import Storage
+from dq_cluster.train import parallel
+from dq_cluster.train.checkpoint import (
+    Checkpoint,
+    OptimizerState,
+    latest_checkpoint,
+    save_checkpoint,
+)
+
+# Enough to draw the first words of every codebook from.
+_SAMPLE = 16384
+_BLOCK = 8192
+
+OnEpoch = Callable[[dict[str, Any]], None]
+
+
+def train_epochs(
+    network: DeepQuan,
+    features: np.ndarray,
+    positives: Positives,
+    storage: Storage,
+    *,
+    seed: int,
+    device: torch.device,
+    on_epoch: OnEpoch = lambda metrics: None,
+) -> None:
+    """Train from the newest checkpoint on `storage` to the last epoch, a checkpoint after each.
+
+    Every worker calls it alike. features (n, D) and positives are of all training rows and may
+    be memory-mapped: a worker reads the rows of its share. on_epoch gets of each epoch the mean of
+    each loss term (`terms`), `variance`, `perplexity`, `seconds`, and `samples_per_s` of all
+    workers together.
+    """
+    settings = network.settings
+    steps = -(-len(features) // settings.batch_size)
+    network.to(device)
+    if device.type == "cuda":
+        parallel.use_mixed_precision(network)
+    optimizer, schedule = make_optimizer(network, settings, steps)
+    done, history = 0, []
+    checkpoint = latest_checkpoint(storage)
+    if checkpoint is not None:
+        network.load_state_dict(checkpoint.network)
+        done, history = checkpoint.epoch, list(checkpoint.history)
+        if checkpoint.optimizer is not None:
+            checkpoint.optimizer.restore(optimizer, schedule)
+
+    def look_up(rows: Tensor) -> Tensor:
+        return torch.from_numpy(features[rows.numpy()]).to(device, torch.float32)
+
+    divided = parallel.Divided(network, look_up)
+    all_rows = torch.arange(len(features))
+    for epoch in range(done, settings.epochs):
+        started = time.perf_counter()
+        network.train()
+        terms: list[dict[str, Tensor]] = []
+        for batch in batches(all_rows, positives, settings.batch_size, seed=(seed, epoch)):
+            batch = batch._replace(weights=batch.weights.to(device))
+            loss, found = training_loss(divided, batch, settings)
+            optimizer.zero_grad()
+            parallel.backward(loss)
+            optimizer.step()
+            schedule.step()
+            terms.append(found)
+        network.eval()
+        means = {name: float(torch.stack([t[name] for t in terms]).mean()) for name in terms[0]}
+        metrics: dict[str, Any] = {"terms": means}
+        metrics |= _fit_codebooks(network, look_up, len(features), first=epoch == 0, seed=seed)
+        metrics["seconds"] = time.perf_counter() - started
+        metrics["samples_per_s"] = len(features) / metrics["seconds"]
+        history.append(metrics)
+        if parallel.rank() == 0:
+            state = OptimizerState.of(optimizer, schedule)
+            save_checkpoint(storage, Checkpoint(epoch + 1, network.state_dict(), state, history))
+        on_epoch(metrics)
+
+
+def _fit_codebooks(
+    network: DeepQuan,
+    look_up: Callable[[Tensor], Tensor],
+    rows: int,
+    *,
+    first: bool,
+    seed: int,
+) -> dict[str, float]:
+    """Fit the codebooks to the embeddings of all rows; this worker embeds its own share."""
+    sample = None
+    if first:
+        picked = np.random.default_rng(seed).choice(rows, min(rows, _SAMPLE), replace=False)
+        sample = _embed(network, look_up, torch.from_numpy(picked))
+    own = torch.arange(*parallel.own_range(rows))
+    return update_quantizer(
+        network,
+        _embed(network, look_up, own),
+        first=first,
+        seed=seed,
+        all_reduce=parallel.all_reduce,
+        sample=sample,
+    )
+
+
+@torch.no_grad()
+def _embed(network: DeepQuan, look_up: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    return torch.cat([network.embed(look_up(block)) for block in rows.split(_BLOCK)])

@@ -1,0 +1,48 @@
+"""A node's own copy of what training looks up by row, as memory-mapped matrices.
+
+A step needs the rows of its batch and of their positives, which lie anywhere. Each node copies
+features and positives to its local disk once; its workers share the copy, and the operating
+system keeps in memory what is in use. docs/decisions/training-data.md compares the alternatives.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+
+def node_folder(identity: str) -> Path:
+    """Where this node keeps its copy of the data named `identity`."""
+    folder = Path(tempfile.gettempdir()) / f"dq-cluster-{os.getuid()}" / identity
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def mapped(
+    path: Path, shape: tuple[int, ...], dtype: str, pieces: Callable[[], Iterable[np.ndarray]]
+) -> np.ndarray:
+    """The matrix at `path`, read-only; whoever asks first fills it with `pieces()`, in order.
+
+    Others on the node wait meanwhile. A process killed half-way leaves no `path`.
+    """
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            matrix = np.lib.format.open_memmap(partial, "w+", dtype, shape)
+            filled = 0
+            for piece in pieces():
+                matrix[filled : filled + len(piece)] = piece
+                filled += len(piece)
+            matrix.flush()
+            os.replace(partial, path)
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def forget(folder: Path) -> None:
+    """Remove a node's copy; processes that have it mapped may go on using it."""
+    shutil.rmtree(folder, ignore_errors=True)

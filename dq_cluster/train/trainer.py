@@ -1,0 +1,108 @@
+"""Ray Train: start the workers, replace those that are lost, and say how far they are."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from ray.train import (
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
+from ray.train.torch import TorchTrainer
+
+from dq_cluster.errors import DqError
+from dq_cluster.storage import Storage
+from dq_cluster.train.checkpoint import checkpoint_epochs, read_history
+from dq_cluster.train.config import TrainSettings
+from dq_cluster.train.worker import Job, train_worker
+
+logger = logging.getLogger(__name__)
+
+
+def train_missing_epochs(settings: TrainSettings, job: Job) -> None:
+    """Train the epochs that have no checkpoint yet.
+
+    Raises what the workers raised where it is a DqError, and DqError when more of them were lost
+    than `settings.max_failures` allows.
+    """
+    checkpoints = job.storage.child("checkpoints")
+    done = checkpoint_epochs(checkpoints)[-1]
+    if done == job.model.epochs:
+        return
+    if done:
+        logger.info("run '%s' goes on after epoch %d", settings.name, done)
+    try:
+        with _progress(checkpoints, done, job.model.epochs):
+            _trainer(settings, job).fit()
+    except TrainingFailedError as error:
+        causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+        for cause in causes:
+            if isinstance(cause, DqError):
+                raise cause from None
+        reason = str(causes[0] if causes else error).strip().splitlines()[0]
+        raise DqError(
+            f"training '{settings.name}' gave up after {settings.max_failures} restarts: {reason}; "
+            f"{checkpoint_epochs(checkpoints)[-1]} of {job.model.epochs} epochs are kept, the same "
+            "command goes on from there"
+        ) from error
+
+
+def _trainer(settings: TrainSettings, job: Job) -> TorchTrainer:
+    fewest, most = settings.worker_range
+    resources = {"CPU": settings.cpus_per_worker} | ({"GPU": 1} if settings.use_gpu else {})
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=fewest if fewest == most else (fewest, most),
+            use_gpu=settings.use_gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=job.storage.path(),
+            storage_filesystem=job.storage.arrow,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _progress(checkpoints: Storage, done: int, epochs: int) -> Iterator[None]:
+    """Meanwhile, log every epoch when its checkpoint appears."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        seen, stopped = done, False
+        while not stopped:
+            stopped = stop.wait(1.0)
+            newest = checkpoint_epochs(checkpoints)[-1]
+            if newest > seen:
+                _log_epochs(read_history(checkpoints, newest), seen, epochs)
+                seen = newest
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _log_epochs(history: list[dict[str, Any]], seen: int, epochs: int) -> None:
+    for epoch, found in enumerate(history[seen:], seen + 1):
+        values = found["terms"] | {name: found[name] for name in ("perplexity", "variance")}
+        logger.info(
+            "epoch %d/%d, %.0f samples/s, %.0f s left",
+            epoch,
+            epochs,
+            found["samples_per_s"],
+            (epochs - epoch) * found["seconds"],
+            extra={name: f"{value:.4g}" for name, value in values.items()},
+        )

@@ -1,0 +1,80 @@
+"""What Ray Train starts on every worker."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+from ray.train.torch import get_device
+
+from dq_cluster.model.config import ModelSettings
+from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.model.neighbours import Positives
+from dq_cluster.observe.metrics import CODEBOOK_PERPLEXITY, TRAIN_LOSS, TRAIN_SAMPLES
+from dq_cluster.storage import Storage
+from dq_cluster.train import node
+from dq_cluster.train.loop import train_epochs
+from dq_cluster.train.neighbours import read_column
+from dq_cluster.train.rows import TrainingRows
+
+
+@dataclass(frozen=True)
+class Job:
+    """All a worker needs to know. identity names the node's copy of rows and positives."""
+
+    rows: TrainingRows
+    model: ModelSettings
+    seed: int
+    storage: Storage
+    identity: str
+
+
+def train_worker(config: dict[str, Job]) -> None:
+    """Train `config["job"]` together with the other workers of the group."""
+    job = config["job"]
+    folder = node.node_folder(job.identity)
+    features, positives = _node_copy(job, folder)
+    leader = ray.train.get_context().get_world_rank() == 0
+
+    def on_epoch(metrics: dict[str, Any]) -> None:
+        if leader:
+            for term, value in metrics["terms"].items():
+                TRAIN_LOSS.set(value, term=term)
+            TRAIN_SAMPLES.inc(len(features))
+            CODEBOOK_PERPLEXITY.set(metrics["perplexity"])
+        ray.train.report(metrics)
+
+    train_epochs(
+        DeepQuan(job.model, job.rows.features.dim),
+        features,
+        positives,
+        job.storage.child("checkpoints"),
+        seed=job.seed,
+        device=get_device(),
+        on_epoch=on_epoch,
+    )
+    # The last report was a barrier: nobody on this node reads its copy any more.
+    node.forget(folder)
+
+
+def _node_copy(job: Job, folder: Path) -> tuple[np.ndarray, Positives]:
+    """Features and positives of all training rows, copied to this node if they are not yet."""
+    pieces, count = job.rows.pieces(), job.rows.count
+
+    def of_positives(column: str, dtype: str) -> np.ndarray:
+        shape = (count, job.model.neighbours)
+        return node.mapped(
+            folder / f"{column}.npy",
+            shape,
+            dtype,
+            lambda: read_column(job.storage, "positives", column, pieces),
+        )
+
+    features = node.mapped(
+        folder / "features.npy",
+        (count, job.rows.features.dim),
+        job.rows.features.dtype,
+        lambda: (job.rows.read(piece) for piece in pieces),
+    )
+    return features, Positives(of_positives("rows", "int64"), of_positives("weights", "float32"))

@@ -100,7 +100,7 @@ def _fit_codebooks(
     """Fit the codebooks to the embeddings of all rows; this worker embeds its own share."""
     sample = None
     if first:
-        picked = np.random.default_rng(seed).choice(rows, min(rows, _SAMPLE), replace=False)
+        picked = np.sort(np.random.default_rng(seed).permutation(rows)[:_SAMPLE])
         sample = _embed(network, look_up, torch.from_numpy(picked))
     own = torch.arange(*parallel.own_range(rows))
     return update_quantizer(

@@ -1,0 +1,150 @@
+"""The training loop over torch.distributed, without Ray."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from dq_cluster.model.config import ModelSettings
+from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.model.fit import find_positives, fit, start
+from dq_cluster.storage import Storage
+from dq_cluster.train.checkpoint import (
+    Checkpoint,
+    checkpoint_epochs,
+    latest_checkpoint,
+    save_checkpoint,
+)
+from dq_cluster.train.loop import OnEpoch, train_epochs
+from dq_cluster.train.parallel import use_mixed_precision
+
+# No batch size divides these rows, no worker count these batches: every remainder occurs.
+ROWS, DIM = 591, 24
+MODEL = ModelSettings(
+    bits=16, nbits=4, dim=8, hidden=(16,), components=16, neighbours=5, epochs=3, batch_size=101
+)
+
+
+def make_features() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(12, DIM))
+    return (centres[rng.integers(12, size=ROWS)] + 0.4 * rng.normal(size=(ROWS, DIM))).astype("f4")
+
+
+def run(storage: Storage, on_epoch: OnEpoch = lambda metrics: None) -> Checkpoint:
+    """Train as this process's part of its process group; the last checkpoint."""
+    features = make_features()
+    torch.manual_seed(0)
+    network = DeepQuan(MODEL, DIM)
+    start(network, torch.from_numpy(features))
+    positives = find_positives(network, torch.from_numpy(features))
+    train_epochs(
+        network,
+        features,
+        positives,
+        storage,
+        seed=0,
+        device=torch.device("cpu"),
+        on_epoch=on_epoch,
+    )
+    checkpoint = latest_checkpoint(storage)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def worker(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
+    )
+    run(Storage(f"{folder}/run"))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return run(Storage(str(tmp_path_factory.mktemp("alone"))))
+
+
+def test_one_worker_trains_what_the_reference_loop_trains(alone: Checkpoint) -> None:
+    reference = fit(make_features(), MODEL, seed=0).state_dict()
+    for name, tensor in reference.items():
+        torch.testing.assert_close(alone.network[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_four_workers_train_what_one_trains(alone: Checkpoint, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=worker, args=(r, 4, str(tmp_path))) for r in range(4)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join(120)
+    assert [process.exitcode for process in workers] == [0, 0, 0, 0]
+    four = latest_checkpoint(Storage(str(tmp_path / "run")))
+    assert four is not None
+    for name, tensor in alone.network.items():
+        torch.testing.assert_close(four.network[name], tensor, atol=1e-5, rtol=0)
+    for one, other in zip(alone.history, four.history, strict=True):
+        assert one["terms"] == pytest.approx(other["terms"], abs=1e-4)
+        assert one["perplexity"] == pytest.approx(other["perplexity"], rel=1e-3)
+
+
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
+    alone: Checkpoint, tmp_path: Path
+) -> None:
+    class CutOffError(Exception):
+        pass
+
+    def cut_off(metrics: dict[str, Any]) -> None:
+        raise CutOffError
+
+    storage = Storage(str(tmp_path))
+    for epoch in (1, 2):
+        with pytest.raises(CutOffError):
+            run(storage, cut_off)
+        assert checkpoint_epochs(storage)[-1] == epoch
+    resumed = run(storage)
+    for name, tensor in alone.network.items():
+        torch.testing.assert_close(resumed.network[name], tensor, atol=1e-6, rtol=0)
+    assert [h["terms"] for h in resumed.history] == [
+        pytest.approx(h["terms"], rel=1e-5) for h in alone.history
+    ]
+
+
+def test_a_checkpoint_without_its_card_does_not_count(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    network = DeepQuan(MODEL, DIM).state_dict()
+    save_checkpoint(storage, Checkpoint(0, network))
+    (tmp_path / "epoch-00001.safetensors").write_bytes(b"cut off while writing")
+    newest = latest_checkpoint(storage)
+    assert newest is not None
+    assert newest.epoch == 0
+    assert newest.optimizer is None
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    for epoch in range(4):
+        save_checkpoint(storage, Checkpoint(epoch, {"w": torch.full((2,), float(epoch))}))
+    assert checkpoint_epochs(storage) == [2, 3]
+    assert len(list(storage.list())) == 4
+
+
+def test_mixed_precision_keeps_outputs_and_codebooks_in_float32() -> None:
+    torch.manual_seed(0)
+    network = DeepQuan(MODEL, DIM)
+    features = torch.from_numpy(make_features())
+    start(network, features)
+    exact = network(features)
+    use_mixed_precision(network)
+    mixed = network(features)
+    assert {part.dtype for part in mixed} == {torch.float32}
+    torch.testing.assert_close(mixed.target, exact.target, atol=0, rtol=0)
+    assert not torch.equal(mixed.embedding, exact.embedding)
+    torch.testing.assert_close(mixed.embedding, exact.embedding, atol=0.02, rtol=0)
+    mixed.embedding.sum().backward()
+    assert {p.grad.dtype for p in network.encoder.parameters()} == {torch.float32}

@@ -1,0 +1,232 @@
+"""One shard in one process: codes in a faiss index, searched exactly.
+
+faiss finds quickly which codes are near. Which of them win is decided by one definition that no
+instruction set, batch size, or sharding changes: the score of a code is the inner product with
+its reconstruction, or minus the squared distance to it, in double precision, rounded to float32;
+equal scores go by ordinal. faiss' own scores differ from it by float rounding and, for 4-bit
+fast-scan, by the quantization of its look-up tables (André et al., "Quicker ADC", 2019). Both
+errors are bounded, so a search goes deeper until no code outside of what faiss returned can
+still win. That makes merged shards equal to one index, and spares fast-scan its loss.
+"""
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+import faiss
+import numpy as np
+
+from dq_cluster.errors import InputError, IntegrityError
+from dq_cluster.geometry import CodeGeometry
+from dq_cluster.index import faiss_index
+from dq_cluster.index.catalog import Index
+from dq_cluster.index.codefile import open_code_file, read_codes
+from dq_cluster.index.manifest import Manifest
+from dq_cluster.index.merge import MISSING, best
+from dq_cluster.index.models import read_card, read_tensors
+from dq_cluster.index.shards import Shard, plan_shards
+
+_READERS = 4
+_BLOCK = 1 << 22  # doubles held at once while scoring
+_ROUNDING = 1e-5  # of the largest possible score: generous for float32 sums of 256 terms
+
+
+class Searcher:
+    """Codes of consecutive rows of a version, searchable from several threads at once.
+
+    codes (n, code_size) uint8; codebooks (m, ksub, dsub) float32; for an IVF geometry also cells
+    (n,) and coarse_centroids (nlist, dim). `base` is the ordinal of the first row. `simd` names
+    the instruction set that the process was put on (see `faiss_index.choose_simd`).
+    """
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        codebooks: np.ndarray,
+        geometry: CodeGeometry,
+        *,
+        cells: np.ndarray | None = None,
+        coarse_centroids: np.ndarray | None = None,
+        base: int = 0,
+        index: faiss.Index | None = None,
+    ) -> None:
+        self.geometry = geometry
+        self.codebooks = codebooks
+        self.base = base
+        self.simd = faiss_index.choose_simd(codebooks, geometry)
+        self.codes = codes
+        if index is not None:
+            self._index = index
+        elif not geometry.nlist:
+            self._index = faiss_index.flat(codes, codebooks, geometry)
+        elif cells is not None and coarse_centroids is not None:
+            self._index = faiss_index.ivf(codes, cells, codebooks, coarse_centroids, geometry)
+        else:
+            raise InputError("an IVF geometry needs the cells and the coarse centroids")
+
+    @classmethod
+    def load(cls, index: Index, manifest: Manifest, shard: Shard | None = None) -> "Searcher":
+        """Load `shard` of a version (by default all of it) from storage.
+
+        8-bit flat codes are held once, in faiss' memory; other codes also in a temporary file,
+        memory-mapped. Raises IntegrityError for a file that disagrees with the manifest.
+        """
+        geometry = manifest.geometry
+        shard = shard or plan_shards(manifest.files, 1)[0]
+        card = read_card(index.storage, manifest.model)
+        if card.geometry != geometry:
+            raise IntegrityError(
+                f"version {manifest.version} has geometry {geometry}, "
+                f"its model {card.digest[:12]} has {card.geometry}"
+            )
+        tensors = read_tensors(index.storage, card)
+        whole = None
+        if geometry.nbits == 8 and not geometry.nlist:
+            whole = faiss_index.unfilled(shard.rows, tensors["codebooks"], geometry)
+            codes = faiss_index.codes_of(whole)
+        else:
+            codes = _mapped(shard.rows, geometry.code_size)
+        cells = np.empty(shard.rows if geometry.nlist else 0, np.int32)
+        starts = np.cumsum([0, *(entry.rows for entry in shard.files)])
+
+        def fill(number: int) -> None:
+            entry = shard.files[number]
+            part = slice(starts[number], starts[number + 1])
+            with open_code_file(
+                index.storage, entry, model=manifest.model, geometry=geometry
+            ) as file:
+                codes[part], found = read_codes(file, geometry)
+            if found is not None:
+                cells[part] = found
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(fill, range(len(shard.files))))
+        return cls(
+            codes,
+            tensors["codebooks"],
+            geometry,
+            cells=cells,
+            coarse_centroids=tensors.get("coarse_centroids"),
+            base=shard.base,
+            index=whole,
+        )
+
+    @property
+    def rows(self) -> int:
+        return len(self.codes)
+
+    def search(
+        self,
+        embeddings: np.ndarray,
+        k: int,
+        *,
+        nprobe: int | None = None,
+        keep: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` best rows for each embedding (n, dim): scores and ordinals, both (n, k).
+
+        Best first, equal scores by ordinal; places that no row fills have score -inf and ordinal
+        -1. `nprobe` is the number of cells to look into in an IVF version (default: all); `keep`
+        (rows,) bool restricts the search to some rows.
+        """
+        queries = np.ascontiguousarray(embeddings, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.geometry.dim:
+            raise InputError(
+                f"embeddings must have shape (n, {self.geometry.dim}), found {queries.shape}"
+            )
+        if k < 1:
+            raise InputError(f"k must be at least 1, not {k}")
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        ordinals = np.full((len(queries), k), MISSING, np.int64)
+        index, codes, kept, parameters = self._selection(keep, nprobe)
+        slack = self._slack(queries)
+        pending = np.arange(len(queries) if len(codes) else 0)
+        depth = 2 * k + 16 if self.geometry.nbits == 4 else k + 8
+        while pending.size:
+            depth = min(depth, len(codes))
+            found, labels = index.search(queries[pending], depth, params=parameters)
+            if depth == len(codes) and not self.geometry.nlist:
+                # Fast-scan leaves out codes of the lowest inner product that it can express.
+                labels = np.tile(np.arange(depth), (len(pending), 1))
+            worst = found[:, -1] if self.geometry.metric == "ip" else -found[:, -1]
+            exact = self._scores(queries[pending], codes, labels)
+            order = best(exact, labels, k)
+            exact = np.take_along_axis(exact, order, axis=1)
+            labels_best = np.take_along_axis(labels, order, axis=1)
+            short = labels[:, -1] == MISSING
+            everything = (short & (self.geometry.nlist > 0)) | (depth == len(codes))
+            done = everything | (~short & (worst + slack[pending] < exact[:, -1]))
+            rows = labels_best[done]
+            places = self.base + (rows if kept is None else kept[rows])
+            scores[pending[done], : rows.shape[1]] = exact[done]
+            ordinals[pending[done], : rows.shape[1]] = np.where(rows == MISSING, MISSING, places)
+            pending = pending[~done]
+            depth *= 4
+        return scores, ordinals
+
+    def embedding(self, ordinal: int) -> np.ndarray:
+        """What the code of a row stands for: (dim,) float32."""
+        row = self.codes[ordinal - self.base]
+        return reconstruct(row, self.codebooks, self.geometry).astype(np.float32)
+
+    def _scores(self, queries: np.ndarray, codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Scores (n, k) float32 of the rows `labels` (n, k) of `codes`; -inf for missing ones."""
+        scores = np.empty(labels.size, np.float32)
+        rows = labels.ravel()
+        asked = np.repeat(np.arange(len(queries)), labels.shape[1])
+        step = max(1, _BLOCK // self.geometry.dim)
+        for part in (slice(start, start + step) for start in range(0, labels.size, step)):
+            words = reconstruct(codes[rows[part]], self.codebooks, self.geometry)
+            query = queries[asked[part]].astype(np.float64)
+            if self.geometry.metric == "ip":
+                scores[part] = (query * words).sum(axis=1)
+            else:
+                scores[part] = -np.square(query - words).sum(axis=1)
+        return np.where(labels == MISSING, np.float32(-np.inf), scores.reshape(labels.shape))
+
+    def _slack(self, queries: np.ndarray) -> np.ndarray:
+        """By how much (n,) faiss may rate a code below its score, at most."""
+        words = self.codebooks.astype(np.float64)
+        longest = np.sqrt(np.square(words).sum(axis=2).max(axis=1).sum())
+        length = np.linalg.norm(queries.astype(np.float64), axis=1)
+        slack = _ROUNDING * (length + longest) ** 2
+        if self.geometry.nbits == 4 and not self.geometry.nlist:
+            # Fast-scan rounds its tables to 255 steps over the span of the widest one: each of
+            # the m terms is off by at most half a step.
+            parts = queries.reshape(len(queries), self.geometry.m, 1, self.geometry.dsub)
+            terms = parts * words if self.geometry.metric == "ip" else np.square(parts - words)
+            slack = slack + np.ptp(terms.sum(axis=3), axis=2).max(axis=1) * self.geometry.m / 510
+        return slack
+
+    def _selection(
+        self, keep: np.ndarray | None, nprobe: int | None
+    ) -> tuple[faiss.Index, np.ndarray, np.ndarray | None, faiss.SearchParameters | None]:
+        """What to search: an index, its codes, the rows these are (None: all), faiss' options."""
+        if self.geometry.nlist:
+            probes = min(nprobe or self.geometry.nlist, self.geometry.nlist)
+            if keep is None:
+                return self._index, self.codes, None, faiss.SearchParametersIVF(nprobe=probes)
+            selector = faiss.IDSelectorBitmap(np.packbits(keep, bitorder="little"))
+            parameters = faiss.SearchParametersIVF(nprobe=probes, sel=selector)
+            return self._index, self.codes, None, parameters
+        if keep is None:
+            return self._index, self.codes, None, None
+        # faiss' flat PQ indexes take no selector; one over the kept codes costs about one scan.
+        kept = np.flatnonzero(keep)
+        codes = self.codes[kept]
+        return faiss_index.flat(codes, self.codebooks, self.geometry), codes, kept, None
+
+
+def reconstruct(codes: np.ndarray, codebooks: np.ndarray, geometry: CodeGeometry) -> np.ndarray:
+    """The vectors (…, dim) float64 that packed codes (…, code_size) uint8 stand for."""
+    if geometry.nbits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:-1], geometry.m)
+    words = codebooks[np.arange(geometry.m), codes]
+    return words.reshape(*codes.shape[:-1], geometry.dim).astype(np.float64)
+
+
+def _mapped(rows: int, width: int) -> np.ndarray:
+    """An array (rows, width) uint8 in an unnamed temporary file."""
+    if rows == 0:
+        return np.empty((0, width), np.uint8)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.uint8, "w+", shape=(rows, width))

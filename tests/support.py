@@ -1,0 +1,126 @@
+"""Small real indexes for tests: faiss trains the codebooks, the index modules write the rest."""
+
+from typing import Literal
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from dq_cluster import __version__
+from dq_cluster.geometry import CodeGeometry, Metric
+from dq_cluster.index.catalog import Index
+from dq_cluster.index.codefile import code_table, write_code_file
+from dq_cluster.index.manifest import Manifest, Producer
+from dq_cluster.index.models import ModelCard, read_tensors, write_model
+
+
+def make_vectors(rows: int, dim: int, seed: int = 0) -> np.ndarray:
+    """Clustered vectors (rows, dim) float32; a third of them are exact copies of others."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(16, dim))
+    vectors = centres[rng.integers(16, size=rows)] + 0.3 * rng.normal(size=(rows, dim))
+    copies = rng.integers(rows, size=rows // 3)
+    vectors[rng.integers(rows, size=rows // 3)] = vectors[copies]
+    return vectors.astype(np.float32)
+
+
+def train_model(index: Index, vectors: np.ndarray, geometry: CodeGeometry) -> ModelCard:
+    """A model whose network is the identity: features are embeddings."""
+    pq = _quantizer(geometry)
+    pq.cp.niter, pq.cp.verbose, pq.cp.min_points_per_centroid = 2, False, 1
+    pq.train(vectors)
+    centroids = faiss.vector_to_array(pq.centroids)
+    tensors = {"codebooks": centroids.reshape(geometry.m, geometry.ksub, geometry.dsub)}
+    if geometry.nlist:
+        coarse = faiss.Kmeans(geometry.dim, geometry.nlist, niter=2, min_points_per_centroid=1)
+        coarse.train(vectors)
+        tensors["coarse_centroids"] = coarse.centroids
+    return write_model(
+        index.storage,
+        tensors,
+        geometry=geometry,
+        feature_dim=geometry.dim,
+        network={"kind": "identity"},
+        preprocessing={},
+        training={},
+        evaluation={},
+    )
+
+
+def encode(
+    vectors: np.ndarray, tensors: dict[str, np.ndarray], geometry: CodeGeometry
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Codes (n, code_size) and, for an IVF geometry, cells (n,)."""
+    pq = _quantizer(geometry)
+    faiss.copy_array_to_vector(tensors["codebooks"].ravel(), pq.centroids)
+    codes = pq.compute_codes(vectors)
+    if not geometry.nlist:
+        return codes, None
+    coarse = faiss.IndexFlat(geometry.dim, faiss.METRIC_L2)
+    coarse.add(tensors["coarse_centroids"])
+    return codes, coarse.search(vectors, 1)[1][:, 0]
+
+
+def make_index(
+    uri: str,
+    *,
+    rows: int = 2000,
+    dim: int = 16,
+    m: int = 4,
+    nbits: Literal[4, 8] = 8,
+    metric: Metric = "l2",
+    nlist: int = 0,
+    files: int = 8,
+    seed: int = 0,
+    string_ids: bool = False,
+    carried: bool = True,
+    card: ModelCard | None = None,
+) -> tuple[Index, Manifest, np.ndarray]:
+    """Publish a version of `rows` codes in `files` files; returns the vectors that were encoded.
+
+    Carried columns: `label` (row number modulo 10) and `uri`. `card` reuses a stored model.
+    """
+    index = Index.at(uri)
+    geometry = CodeGeometry(dim=dim, m=m, nbits=nbits, metric=metric, nlist=nlist)
+    vectors = make_vectors(rows, dim, seed)
+    if card is None:
+        card = train_model(index, vectors[: max(300, 1 << nbits)], geometry)
+    codes, cells = encode(vectors, read_tensors(index.storage, card), geometry)
+    entries = []
+    for number, part in enumerate(np.array_split(np.arange(rows), files)):
+        ids = pa.array(part.astype(np.int64) + seed * 1_000_000)
+        columns = pa.table(
+            {
+                "label": pa.array(part % 10, pa.int64()),
+                "uri": pa.array([f"images/{row}.png" for row in part]),
+            }
+        )
+        table = code_table(
+            ids.cast(pa.string()) if string_ids else ids,
+            codes[part],
+            geometry,
+            columns if carried else None,
+            None if cells is None else cells[part],
+        )
+        path = f"data/seed{seed}/part-{number:05d}.parquet"
+        entries.append(
+            write_code_file(index.storage, path, table, model=card.digest, geometry=geometry)
+        )
+    manifest = index.publish(
+        lambda version, parent: Manifest(
+            version=version,
+            parent=parent,
+            model=card.digest,
+            geometry=geometry,
+            id_type="string" if string_ids else "int64",
+            columns=("label", "uri") if carried else (),
+            files=tuple(entries),
+            rows=rows,
+            producer=Producer(dq_cluster=__version__, run=f"seed{seed}"),
+        )
+    )
+    return index, manifest, vectors
+
+
+def _quantizer(geometry: CodeGeometry) -> faiss.ProductQuantizer:
+    return faiss.ProductQuantizer(geometry.dim, geometry.m, geometry.nbits)

@@ -1,0 +1,205 @@
+"""A Searcher answers exactly, and merged shards answer what one Searcher over all codes does."""
+
+import itertools
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dq_cluster.errors import InputError, IntegrityError
+from dq_cluster.geometry import CodeGeometry
+from dq_cluster.index import faiss_index
+from dq_cluster.index.merge import merge
+from dq_cluster.index.searcher import Searcher, reconstruct
+from dq_cluster.index.shards import plan_shards
+from tests.support import encode, make_index, make_vectors
+
+GEOMETRIES = {
+    "8-bit": CodeGeometry(dim=8, m=2, nbits=8),
+    "8-bit-ip": CodeGeometry(dim=8, m=2, nbits=8, metric="ip"),
+    "4-bit": CodeGeometry(dim=8, m=4, nbits=4),
+    "4-bit-ip": CodeGeometry(dim=8, m=4, nbits=4, metric="ip"),
+    "ivf": CodeGeometry(dim=8, m=2, nbits=8, nlist=5),
+    "ivf-4-bit-ip": CodeGeometry(dim=8, m=4, nbits=4, metric="ip", nlist=5),
+}
+
+
+def tensors_of(geometry: CodeGeometry, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shape = (geometry.m, geometry.ksub, geometry.dsub)
+    return {
+        "codebooks": rng.normal(size=shape).astype(np.float32),
+        "coarse_centroids": rng.normal(size=(geometry.nlist, geometry.dim)).astype(np.float32),
+    }
+
+
+def searcher_over(
+    codes: np.ndarray,
+    cells: np.ndarray,
+    tensors: dict[str, np.ndarray],
+    geometry: CodeGeometry,
+    base: int = 0,
+) -> Searcher:
+    return Searcher(
+        codes,
+        tensors["codebooks"],
+        geometry,
+        cells=cells if geometry.nlist else None,
+        coarse_centroids=tensors["coarse_centroids"] if geometry.nlist else None,
+        base=base,
+    )
+
+
+def brute_force(
+    queries: np.ndarray, codes: np.ndarray, tensors: dict[str, np.ndarray], geometry: CodeGeometry
+) -> tuple[np.ndarray, np.ndarray]:
+    """All rows in order: the definition, computed without faiss."""
+    words = reconstruct(codes, tensors["codebooks"], geometry)[None]
+    query = queries[:, None].astype(np.float64)
+    exact = (query * words).sum(2) if geometry.metric == "ip" else -((query - words) ** 2).sum(2)
+    exact = exact.astype(np.float32)
+    order = np.argsort(-exact, axis=1, kind="stable")
+    return np.take_along_axis(exact, order, axis=1), order
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_merged_shards_equal_one_index_and_the_definition(name: str, data: st.DataObject) -> None:
+    geometry = GEOMETRIES[name]
+    tensors = tensors_of(geometry)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31), label="seed"))
+    rows = data.draw(st.integers(0, 300), label="rows")
+    k = data.draw(st.integers(1, 350), label="k")
+    distinct = data.draw(st.sampled_from([1, 3, 40, 1000]), label="distinct codes")
+    pool = rng.integers(0, 256, (distinct, geometry.code_size), dtype=np.uint8)
+    codes = pool[rng.integers(distinct, size=rows)]
+    cells = rng.integers(0, max(geometry.nlist, 1), rows).astype(np.int32)
+    queries = rng.normal(size=(3, geometry.dim)).astype(np.float32)
+    cuts = sorted(data.draw(st.lists(st.integers(0, rows), max_size=4), label="cuts"))
+    edges = [0, *cuts, rows]
+
+    one = searcher_over(codes, cells, tensors, geometry).search(queries, k)
+    answers = [
+        searcher_over(codes[a:b], cells[a:b], tensors, geometry, base=a).search(queries, k)
+        for a, b in itertools.pairwise(edges)
+    ]
+    scores, ordinals, _ = merge(answers, k)
+
+    np.testing.assert_array_equal(ordinals, one[1])
+    np.testing.assert_array_equal(scores, one[0])
+    wanted_scores, wanted = brute_force(queries, codes, tensors, geometry)
+    found = min(k, rows)
+    np.testing.assert_array_equal(ordinals[:, :found], wanted[:, :found])
+    np.testing.assert_array_equal(scores[:, :found], wanted_scores[:, :found])
+    assert (ordinals[:, found:] == -1).all()
+    assert np.isneginf(scores[:, found:]).all()
+
+
+@pytest.mark.parametrize("level", ["NONE", "AVX2", "AVX512"])
+@pytest.mark.parametrize("name", ["8-bit", "4-bit"])
+def test_the_instruction_set_does_not_change_the_answer(name: str, level: str) -> None:
+    simd = getattr(faiss, f"SIMDLevel_{level}")
+    if not faiss.SIMDConfig.is_simd_level_available(simd):
+        pytest.skip(f"this processor has no {level}")
+    geometry = GEOMETRIES[name]
+    tensors = tensors_of(geometry)
+    codes = np.random.default_rng(1).integers(0, 256, (3000, geometry.code_size), dtype=np.uint8)
+    queries = np.random.default_rng(2).normal(size=(5, geometry.dim)).astype(np.float32)
+    searcher = searcher_over(codes, np.zeros(3000, np.int32), tensors, geometry)
+    before = faiss.SIMDConfig.get_level()
+    try:
+        faiss.SIMDConfig.set_level(simd)
+        scores, ordinals = searcher.search(queries, 50)
+    finally:
+        faiss.SIMDConfig.set_level(before)
+    wanted_scores, wanted = brute_force(queries, codes, tensors, geometry)
+    np.testing.assert_array_equal(ordinals, wanted[:, :50])
+    np.testing.assert_array_equal(scores, wanted_scores[:, :50])
+
+
+@pytest.mark.parametrize("name", ["8-bit", "8-bit-ip", "4-bit", "4-bit-ip"])
+def test_scores_are_those_of_a_plain_faiss_index(name: str) -> None:
+    geometry = GEOMETRIES[name]
+    tensors = tensors_of(geometry)
+    vectors = make_vectors(2000, geometry.dim)
+    codes, _ = encode(vectors, tensors, geometry)
+    plain = faiss_index.unfilled(0, tensors["codebooks"], geometry)
+    plain.add_sa_codes(codes)
+    found, labels = plain.search(vectors[:20], 10)
+    scores, ordinals = Searcher(codes, tensors["codebooks"], geometry).search(vectors[:20], 10)
+    np.testing.assert_allclose(
+        scores, found if geometry.metric == "ip" else -found, rtol=1e-4, atol=1e-4
+    )
+    for row in range(len(scores)):  # faiss orders equal scores as it likes: compare the rest
+        clear = scores[row] > scores[row, -1] + 1e-3
+        assert set(ordinals[row][clear]) <= set(labels[row])
+
+
+def test_nprobe_looks_into_the_nearest_cells_only() -> None:
+    geometry = GEOMETRIES["ivf"]
+    tensors = tensors_of(geometry)
+    vectors = make_vectors(500, geometry.dim)
+    codes, cells = encode(vectors, tensors, geometry)
+    assert cells is not None
+    searcher = searcher_over(codes, cells, tensors, geometry)
+    query = vectors[:1]
+    _, ordinals = searcher.search(query, 500, nprobe=1)
+    nearest = ((tensors["coarse_centroids"] - query) ** 2).sum(1).argmin()
+    assert set(ordinals[ordinals >= 0]) == set(np.flatnonzero(cells == nearest))
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_a_kept_subset_is_searched_as_if_the_rest_did_not_exist(name: str, share: float) -> None:
+    geometry = GEOMETRIES[name]
+    tensors = tensors_of(geometry)
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 256, (400, geometry.code_size), dtype=np.uint8)
+    cells = rng.integers(0, 5, 400).astype(np.int32)
+    keep = rng.random(400) < share
+    queries = rng.normal(size=(4, geometry.dim)).astype(np.float32)
+    scores, ordinals = searcher_over(codes, cells, tensors, geometry, base=7).search(
+        queries, 10, keep=keep
+    )
+    rows = np.flatnonzero(keep)
+    wanted_scores, wanted = brute_force(queries, codes[rows], tensors, geometry)
+    found = min(10, len(rows))
+    np.testing.assert_array_equal(ordinals[:, :found], rows[wanted[:, :found]] + 7)
+    np.testing.assert_array_equal(scores[:, :found], wanted_scores[:, :found])
+    assert (ordinals[:, found:] == -1).all()
+
+
+@pytest.mark.parametrize("nbits", [4, 8])
+@pytest.mark.parametrize("nlist", [0, 4])
+def test_loading_shards_from_storage(tmp_path: object, nbits: int, nlist: int) -> None:
+    index, manifest, vectors = make_index(str(tmp_path), rows=700, nbits=nbits, nlist=nlist)
+    whole = Searcher.load(index, manifest)
+    assert whole.rows == 700
+    parts = [Searcher.load(index, manifest, s) for s in plan_shards(manifest.files, 3)]
+    queries = vectors[:6]
+    scores, ordinals, _ = merge([part.search(queries, 30) for part in parts], 30)
+    one_scores, one_ordinals = whole.search(queries, 30)
+    np.testing.assert_array_equal(ordinals, one_ordinals)
+    np.testing.assert_array_equal(scores, one_scores)
+    own = parts[1].embedding(parts[1].base)
+    np.testing.assert_array_equal(own, whole.embedding(parts[1].base))
+
+
+def test_a_file_of_another_model_is_refused(tmp_path: object) -> None:
+    index, manifest, _ = make_index(str(tmp_path), rows=300)
+    _, other, _ = make_index(str(tmp_path), rows=300, seed=1)
+    mixed = manifest.model_copy(update={"files": other.files})
+    with pytest.raises(IntegrityError, match="model is"):
+        Searcher.load(index, mixed)
+
+
+def test_wrong_questions_are_refused() -> None:
+    geometry = GEOMETRIES["8-bit"]
+    searcher = Searcher(np.zeros((3, 2), np.uint8), tensors_of(geometry)["codebooks"], geometry)
+    with pytest.raises(InputError, match=r"shape \(n, 8\)"):
+        searcher.search(np.zeros((1, 5), np.float32), 1)
+    with pytest.raises(InputError, match="at least 1"):
+        searcher.search(np.zeros((1, 8), np.float32), 0)

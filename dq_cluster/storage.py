@@ -160,13 +160,14 @@ class Storage:
         """Every file below the folder `prefix`, in the order of their paths; none if absent.
 
         Streams: memory does not grow with the number of files (on local disk, with the largest
-        folder). Names that start with a dot are left out: they are storage's own (locks,
-        partial files).
+        folder). Files and folders whose names start with a dot are left out: locks, partial
+        files, and the books of a run.
         """
+        top = self.path(prefix)
         with _translated(self, prefix):
             entries = _local_files if self.is_local else self._s3_files
-            for full, size, stamp in entries(self.path(prefix)):
-                if not full.rpartition("/")[2].startswith("."):
+            for full, size, stamp in entries(top):
+                if "/." not in full[len(top) :]:
                     yield FileInfo(full[len(self._root) + 1 :], size, stamp)
 
     def delete(self, name: str) -> None:

@@ -20,6 +20,9 @@ from dq_cluster.errors import ConfigError, InputError, IntegrityError
 from dq_cluster.images.config import BackboneSettings
 from dq_cluster.storage import Storage
 
+# The key under which feature files say, as JSON, how an image became a feature.
+PREPROCESSING = b"dq.preprocessing"
+
 
 class Backbone(Protocol):
     """A frozen network: (n, image_size, image_size, 3) uint8 pixels to features."""

@@ -66,40 +66,40 @@ class Index:
     def publish(self, make: Callable[[int, int | None], Manifest]) -> Manifest:
         """Create the next version and point CURRENT at it.
 
-        `make(version, parent)` builds the manifest; it is called again with a higher number
-        when another writer takes the first one.
+        `make(version, parent)` builds the manifest, or returns one that exists already and is
+        to become current. It is called again when another writer was first: with a higher
+        number, or on a newer parent, so that nobody's version is built on what is no longer
+        current.
         """
         for _ in range(_ATTEMPTS):
             known = self.versions()
-            parent = self._pointer()
+            seen = self._pointer()
             number = (known[-1] if known else 0) + 1
-            manifest = make(number, int(parent) if parent else None)
-            if not self.storage.create(f"versions/{number}.json", manifest.to_json()):
+            manifest = make(number, int(seen) if seen else None)
+            if manifest.version == number and not self._created(manifest):
                 continue
-            self._move_to(number, keep_newer=True)
-            return manifest
+            target = str(manifest.version).encode()
+            if seen == target or self.storage.replace(_CURRENT, target, seen):
+                return manifest
+            if self._pointer() == target:
+                return manifest
         raise ConflictError(f"{self.storage.uri}: {_ATTEMPTS} other writers were first; try again")
 
     def rollback(self, version: int) -> Manifest:
         """Point CURRENT at an existing `version`; nothing else changes."""
         manifest = self.manifest(version)
-        self._move_to(version, keep_newer=False)
-        return manifest
+        for _ in range(_ATTEMPTS):
+            if self.storage.replace(_CURRENT, str(version).encode(), self._pointer()):
+                return manifest
+        raise ConflictError(f"{self.storage.uri}/{_CURRENT} kept changing; try again")
+
+    def _created(self, manifest: Manifest) -> bool:
+        name, data = f"versions/{manifest.version}.json", manifest.to_json()
+        # A request whose answer was lost is sent again by the client and finds its own file.
+        return self.storage.create(name, data) or self.storage.read(name) == data
 
     def _pointer(self) -> bytes | None:
         try:
             return self.storage.read(_CURRENT)
         except NotFoundError:
             return None
-
-    def _move_to(self, version: int, *, keep_newer: bool) -> None:
-        for _ in range(_ATTEMPTS):
-            seen = self._pointer()
-            if keep_newer and seen is not None and int(seen) > version:
-                return
-            if self.storage.replace(_CURRENT, str(version).encode(), seen):
-                return
-        raise ConflictError(
-            f"{self.storage.uri}/{_CURRENT} kept changing; version {version} exists, "
-            "make it current with 'index rollback'"
-        )

@@ -51,17 +51,22 @@ class Ledger:
     def contains(self, fragment: int) -> bool:
         return self._storage.exists(self._name(fragment))
 
-    def commit(self, receipt: Receipt) -> bool:
-        """Enter a receipt. False if the fragment was committed before: drop what was written."""
+    def commit(self, receipt: Receipt) -> Receipt:
+        """Enter a receipt and return the one that counts: another's, if that was first."""
         data = receipt.model_dump_json().encode()
-        return self._storage.create(self._name(receipt.fragment), data)
+        if self._storage.create(self._name(receipt.fragment), data):
+            return receipt
+        # Not necessarily another's: a request whose answer was lost is sent again by the
+        # client, and then finds its own entry.
+        return self.read(receipt.fragment)
 
     def receipts(self) -> Iterator[Receipt]:
         """The receipts of all committed fragments, in order of the fragments."""
         with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(self._read, self.done())
+            yield from pool.map(self.read, self.done())
 
-    def _read(self, fragment: int) -> Receipt:
+    def read(self, fragment: int) -> Receipt:
+        """The receipt of a committed fragment. Raises NotFoundError before that."""
         name = self._name(fragment)
         try:
             return Receipt.model_validate_json(self._storage.read(name))

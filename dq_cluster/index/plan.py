@@ -26,8 +26,12 @@ _SCHEMA = pa.schema([("path", pa.string()), ("start", pa.int64()), ("rows", pa.i
 
 
 class Plan(Settings):
-    """What `plan.json` holds. rows is None where some unit does not tell; request is what was
-    asked of the run, kept so that a continued run cannot mean something else."""
+    """What `plan.json` holds.
+
+    rows: None where some unit does not tell; request: what was asked of the run, kept so that a
+    continued run cannot mean something else; newest: the newest version of the index at the
+    time, so that the run's own version is known to be newer.
+    """
 
     format: int = FORMAT
     path: str
@@ -35,6 +39,7 @@ class Plan(Settings):
     units: int
     rows: int | None
     request: dict[str, Any]
+    newest: int = 0
 
 
 def find_plan(storage: Storage, run: str) -> Plan | None:
@@ -55,7 +60,13 @@ def find_plan(storage: Storage, run: str) -> Plan | None:
 
 
 def make_plan(
-    storage: Storage, run: str, units: Iterable[Unit], fragment_rows: int, request: dict[str, Any]
+    storage: Storage,
+    run: str,
+    units: Iterable[Unit],
+    *,
+    fragment_rows: int,
+    request: dict[str, Any],
+    newest: int = 0,
 ) -> Plan:
     """Plan `units` and store the plan. If another driver stored one first, that one counts.
 
@@ -86,12 +97,14 @@ def make_plan(
         units=count,
         rows=rows if known else None,
         request=request,
+        newest=newest,
     )
     if storage.create(f"{run}/plan.json", plan.model_dump_json(indent=1).encode()):
         return plan
-    storage.delete(path)
     winner = find_plan(storage, run)
     assert winner is not None
+    if winner.path != path:
+        storage.delete(path)
     return winner
 
 

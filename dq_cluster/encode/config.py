@@ -1,0 +1,58 @@
+"""Settings of the encoding workloads."""
+
+from pydantic import Field
+
+from dq_cluster.config import Settings
+from dq_cluster.images.config import BackboneSettings, SourceSettings
+
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class PoolSettings(Settings):
+    """The fixed pool that does the work.
+
+    encoders: actors with the network; decoders: tasks that read and decode, per encoder, each
+    on one CPU; gpus: of each encoder; threads: of each encoder's backbone on CPU; batch_size:
+    images the network sees at once.
+    """
+
+    encoders: int = Field(default=1, ge=1)
+    decoders: int = Field(default=1, ge=1)
+    gpus: float = Field(default=0, ge=0)
+    threads: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+
+
+class FeaturizeSettings(Settings):
+    """Images in, backbone features out.
+
+    output: the folder or `s3://` prefix the feature files go to. fragment_rows: images per
+    feature file. A run whose rejects pass the share `max_reject_fraction` fails.
+    """
+
+    source: SourceSettings
+    output: str
+    backbone: BackboneSettings = BackboneSettings()
+    pool: PoolSettings = PoolSettings()
+    fragment_rows: int = Field(default=8192, ge=1)
+    max_reject_fraction: float = Field(default=0.01, ge=0, le=1)
+
+
+class EncodeSettings(Settings):
+    """Images or features in, a new version of the index out.
+
+    index: its URI; model: the digest of a model in it, or a unique prefix. run: the name under
+    which the work is kept; the same name continues. It defaults to a digest of the settings, so
+    the same command continues. append: add to the current version instead of replacing it.
+    fragment_rows: images per code file. A run whose rejects pass the share
+    `max_reject_fraction` publishes nothing.
+    """
+
+    index: str
+    model: str
+    source: SourceSettings
+    run: str | None = Field(default=None, pattern=RUN_NAME)
+    append: bool = False
+    pool: PoolSettings = PoolSettings()
+    fragment_rows: int = Field(default=65536, ge=1)
+    max_reject_fraction: float = Field(default=0.01, ge=0, le=1)

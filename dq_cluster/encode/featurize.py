@@ -1,0 +1,58 @@
+"""Featurizing: images become backbone features in Parquet, for training."""
+
+from typing import Any
+
+from dq_cluster.cluster import ray_cluster
+from dq_cluster.encode.config import FeaturizeSettings
+from dq_cluster.encode.fragment import Job
+from dq_cluster.encode.outputs import FeatureOutput
+from dq_cluster.encode.planning import continue_or_plan
+from dq_cluster.encode.pool import run_fragments
+from dq_cluster.encode.publish import check_complete, check_rejects
+from dq_cluster.errors import ConfigError
+from dq_cluster.index.ledger import Ledger
+from dq_cluster.storage import Storage
+
+# Beside the feature files; readers of Parquet folders pass over names with a dot.
+_RUN = ".run"
+
+
+def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
+    """Write the features of `settings.source` to `settings.output`; a second call continues.
+
+    Returns a summary: files, rows, rejects, and the stages' throughput.
+    """
+    if settings.source.kind == "features" or settings.backbone.kind == "none":
+        raise ConfigError("featurize makes features from images: it needs images and a backbone")
+    storage = Storage(settings.output)
+    request = settings.model_dump(mode="json", include={"source", "backbone", "fragment_rows"})
+    plan = continue_or_plan(
+        storage, _RUN, settings.source, fragment_rows=settings.fragment_rows, request=request
+    )
+    job = Job(
+        source=settings.source,
+        output=FeatureOutput(
+            storage,
+            settings.backbone,
+            settings.source.columns,
+            settings.pool.batch_size,
+            settings.pool.threads,
+        ),
+        storage=storage,
+        run=_RUN,
+        rejects=f"{_RUN}/rejects",
+        plan=plan,
+        decoders=settings.pool.decoders,
+    )
+    with ray_cluster():
+        figures = run_fragments(job, settings.pool, "featurize", settings.max_reject_fraction)
+    receipts = list(Ledger(storage, _RUN).receipts())
+    check_complete(plan, receipts)
+    check_rejects(receipts, settings.max_reject_fraction)
+    return {
+        "output": storage.uri,
+        "files": sum(len(receipt.files) for receipt in receipts),
+        "rows": sum(receipt.rows for receipt in receipts),
+        "rejected": sum(receipt.rejected for receipt in receipts),
+        **figures,
+    }

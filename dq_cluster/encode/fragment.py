@@ -1,0 +1,199 @@
+"""One fragment, from its units to its entry in the ledger.
+
+`FragmentEncoder` is the actor that Ray Data sends fragment numbers to. It starts the loading
+tasks of a fragment, encodes the chunks they stream to it, writes the files, and commits. What
+fails on the way leaves nothing that counts, so a fragment can always be done again.
+"""
+
+import logging
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from dq_cluster.encode.load import Chunk, load
+from dq_cluster.encode.outputs import Output
+from dq_cluster.errors import DqError, StorageError
+from dq_cluster.images.config import SourceSettings
+from dq_cluster.images.decode import Reason
+from dq_cluster.index.codefile import write_parquet
+from dq_cluster.index.ledger import Ledger, Receipt
+from dq_cluster.index.manifest import FileEntry
+from dq_cluster.index.plan import Plan, PlanReader
+from dq_cluster.index.planner import divide
+from dq_cluster.storage import Storage
+
+log = logging.getLogger(__name__)
+
+# Storage that restarts is back within a minute or two; longer, and the run stops with an error
+# (and continues from there when it is started again).
+_PAUSES = (0.5, 1, 2, 4, 8, 15, 30, 60)
+# Chunks that a loading task may be ahead of the encoder.
+_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that an actor must know. Where the run keeps its plan, ledger, and rejects."""
+
+    source: SourceSettings
+    output: Output
+    storage: Storage
+    run: str
+    rejects: str
+    plan: Plan
+    decoders: int
+
+
+@dataclass
+class _Gathered:
+    """What the lanes of a fragment gave so far; chunks are kept by lane, to restore order."""
+
+    rows: dict[int, list[pa.Table]] = field(default_factory=lambda: defaultdict(list))
+    arrays: dict[int, list[dict[str, np.ndarray]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    rejects: list[pa.Table] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+class FragmentEncoder:
+    """Encodes fragments by number and reports, per fragment, a row of figures."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._encoder = job.output.open()
+        self._ledger = Ledger(job.storage, job.run)
+        self._plan: PlanReader | None = None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        for fragment in batch["fragment"]:
+            receipt = self._persistently(int(fragment))
+            yield {
+                "fragment": [receipt.fragment],
+                "rows": [receipt.rows],
+                "rejected": [receipt.rejected],
+                **{f"{stage}_seconds": [receipt.seconds.get(stage, 0.0)] for stage in STAGES},
+            }
+
+    def _persistently(self, fragment: int) -> Receipt:
+        """Encode through failures of storage and the loss of loading tasks."""
+        for pause in (*_PAUSES, None):
+            try:
+                return self._encode(fragment)
+            except (StorageError, RayError) as error:
+                transient = isinstance(error, StorageError) or not isinstance(error, RayTaskError)
+                if not transient or pause is None:
+                    raise
+                log.warning("fragment %d failed, trying again: %s", fragment, error)
+                time.sleep(pause)
+        raise AssertionError("unreachable")
+
+    def _encode(self, fragment: int) -> Receipt:
+        if self._ledger.contains(fragment):
+            return self._ledger.read(fragment)
+        if self._plan is None:
+            self._plan = PlanReader(self._job.storage, self._job.plan)
+        gathered = _Gathered()
+        lanes = divide(self._plan.fragment(fragment), self._job.decoders)
+        waiting = time.perf_counter()
+        for lane, chunk in _stream(self._job, lanes, self._encoder.expects):
+            started = time.perf_counter()
+            gathered.seconds["wait"] += started - waiting
+            gathered.seconds["load"] += chunk.seconds
+            if chunk.rows.num_rows:
+                gathered.rows[lane].append(chunk.rows)
+                gathered.arrays[lane].append(self._encoder(chunk.payload))
+            if chunk.rejects.num_rows:
+                gathered.rejects.append(chunk.rejects)
+            waiting = time.perf_counter()
+            gathered.seconds["encode"] += waiting - started
+        return self._commit(fragment, gathered)
+
+    def _commit(self, fragment: int, gathered: _Gathered) -> Receipt:
+        started = time.perf_counter()
+        files: tuple[FileEntry, ...] = ()
+        columns: dict[str, str] = {}
+        rows = 0
+        if gathered.rows:
+            lanes = sorted(gathered.rows)
+            table = pa.concat_tables([t for lane in lanes for t in gathered.rows[lane]])
+            parts = [p for lane in lanes for p in gathered.arrays[lane]]
+            arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            first = _first_of_each_id(table)
+            if len(first) < table.num_rows:
+                again = np.setdiff1d(np.arange(table.num_rows), first)
+                gathered.rejects.append(_duplicates(table.take(again)))
+                table, arrays = table.take(first), {n: a[first] for n, a in arrays.items()}
+            files = (self._encoder.write(fragment, table, arrays),)
+            rows = table.num_rows
+            columns = {n: str(table.schema.field(n).type) for n in table.column_names}
+        rejects = self._write_rejects(fragment, gathered.rejects)
+        gathered.seconds["write"] += time.perf_counter() - started
+        receipt = Receipt(
+            fragment=fragment,
+            rows=rows,
+            rejected=sum(file.rows for file in rejects),
+            files=files,
+            rejects=rejects,
+            columns=columns,
+            seconds=dict(gathered.seconds),
+        )
+        counted = self._ledger.commit(receipt)
+        kept = {file.path for file in (*counted.files, *counted.rejects)}
+        for file in (*files, *rejects):
+            if file.path not in kept:
+                self._job.storage.delete(file.path)
+        return counted
+
+    def _write_rejects(self, fragment: int, tables: list[pa.Table]) -> tuple[FileEntry, ...]:
+        if not tables:
+            return ()
+        path = f"{self._job.rejects}/rejects-{fragment:06d}-{uuid.uuid4().hex[:12]}.parquet"
+        return (write_parquet(self._job.storage, path, pa.concat_tables(tables), stats=["reason"]),)
+
+
+STAGES = ("load", "encode", "write", "wait")
+
+
+def _stream(job: Job, lanes: list[Any], expected: Any) -> Iterator[tuple[int, Chunk]]:
+    """Chunks of all lanes as they come, with the number of their lane."""
+    remote = ray.remote(load).options(
+        num_cpus=1, num_returns="streaming", _generator_backpressure_num_objects=_AHEAD
+    )
+    open_lanes = {remote.remote(job.source, lane, expected): n for n, lane in enumerate(lanes)}
+    try:
+        while open_lanes:
+            (ready, *_), _ = ray.wait(list(open_lanes), num_returns=1)
+            try:
+                chunk = ray.get(next(ready))
+            except StopIteration:
+                del open_lanes[ready]
+                continue
+            except RayTaskError as error:
+                # The cause is one of ours, or a bug; either says more than Ray's wrapping.
+                if isinstance(error.cause, DqError):
+                    raise error.cause from None
+                raise
+            yield open_lanes[ready], chunk
+    finally:
+        for lane in open_lanes:
+            ray.cancel(lane)
+
+
+def _first_of_each_id(table: pa.Table) -> np.ndarray:
+    """Positions, ascending, of the first row of every id."""
+    numbers = table.column("id").combine_chunks().dictionary_encode().indices.to_numpy()
+    return np.sort(np.unique(numbers, return_index=True)[1])
+
+
+def _duplicates(rows: pa.Table) -> pa.Table:
+    reason = pa.array([Reason.DUPLICATE_ID.value] * rows.num_rows)
+    return rows.select(["id", "uri"]).append_column("reason", reason)

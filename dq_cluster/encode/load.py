@@ -1,0 +1,111 @@
+"""Loading: the units of one lane become chunks an encoder can take, rejects set apart.
+
+Runs in its own task on a CPU, away from the encoder. No Ray here.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dq_cluster.images.config import ImageLimits, SourceSettings
+from dq_cluster.images.decode import Reason, RejectError, decode_image
+from dq_cluster.images.sources import open_source
+from dq_cluster.index.planner import Unit
+
+# Bytes of pixels or features in a chunk: enough to make the hand-over cheap, little enough
+# that the few in flight never matter.
+_CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the encoder takes: squares of `image_size` pixels, or, if 0, `feature_dim` floats."""
+
+    image_size: int
+    feature_dim: int
+
+    @property
+    def row_bytes(self) -> int:
+        return 3 * self.image_size**2 or 4 * self.feature_dim
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of a lane.
+
+    rows: `id`, `uri`, and the carried columns of what can be encoded; payload: their pixels
+    (n, s, s, 3) uint8 or features (n, dim) float32; rejects: `id`, `uri`, `reason` of the rest;
+    seconds: what reading and decoding took.
+    """
+
+    rows: pa.Table
+    payload: np.ndarray
+    rejects: pa.Table
+    seconds: float
+
+
+def load(source: SourceSettings, units: Sequence[Unit], expected: Expectation) -> Iterator[Chunk]:
+    """Read and decode `units` in order."""
+    limit = max(1, _CHUNK_BYTES // expected.row_bytes)
+    started = time.perf_counter()
+    for table in open_source(source).read(units, limit):
+        reasons = _with_null_ids(table)
+        if expected.image_size:
+            payload = _pixels(table, reasons, expected.image_size, source.limits)
+        else:
+            payload = _features(table, reasons, expected.feature_dim)
+        yield _chunk(table, payload, reasons, time.perf_counter() - started)
+        started = time.perf_counter()
+
+
+def _with_null_ids(table: pa.Table) -> list[str | None]:
+    known = pc.if_else(pc.is_null(table.column("id")), Reason.NO_ID.value, None)
+    return pc.coalesce(table.column("reason"), known).to_pylist()
+
+
+def _pixels(
+    table: pa.Table, reasons: list[str | None], size: int, limits: ImageLimits
+) -> np.ndarray:
+    """Pixels of the rows without a reason; what cannot be decoded gets one."""
+    pixels = np.empty((table.num_rows, size, size, 3), np.uint8)
+    count = 0
+    for row, image in enumerate(table.column("image")):
+        if reasons[row] is not None:
+            continue
+        try:
+            if not image.is_valid:
+                raise RejectError(Reason.MISSING)
+            pixels[count] = decode_image(image.as_buffer().to_pybytes(), size, limits)
+            count += 1
+        except RejectError as error:
+            reasons[row] = error.reason.value
+    return pixels[:count]
+
+
+def _features(table: pa.Table, reasons: list[str | None], dim: int) -> np.ndarray:
+    """Features of the rows without a reason; one that is not `dim` finite floats gets one."""
+    column = table.column("feature")
+    fits = pc.equal(pc.list_value_length(column), dim).fill_null(False).to_numpy()
+    flat = pc.list_flatten(column.filter(pa.array(fits))).to_numpy()
+    features = np.full((table.num_rows, dim), np.nan, np.float32)
+    features[fits] = flat.reshape(-1, dim)
+    fits = np.isfinite(features).all(axis=1)
+    for row in np.flatnonzero(~fits):
+        reasons[row] = reasons[row] or Reason.BAD_FEATURE.value
+    return features[[reason is None for reason in reasons]]
+
+
+def _chunk(
+    table: pa.Table, payload: np.ndarray, reasons: list[str | None], seconds: float
+) -> Chunk:
+    column = pa.array(reasons, pa.string())
+    carried = [n for n in table.column_names if n not in ("image", "feature", "reason")]
+    table = table.select(carried)
+    rejects = table.select(["id", "uri"]).append_column("reason", column)
+    return Chunk(
+        table.filter(pc.is_null(column)), payload, rejects.filter(pc.is_valid(column)), seconds
+    )

@@ -1,0 +1,165 @@
+"""What an encoder actor makes of a chunk, and the file a fragment becomes: codes or features.
+
+Plain picklable descriptions; `open` loads the networks where the work is done.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dq_cluster.encode.load import Expectation
+from dq_cluster.geometry import Metric
+from dq_cluster.images.backbone import PREPROCESSING, Backbone, load_backbone
+from dq_cluster.images.config import BackboneSettings
+from dq_cluster.index.codefile import code_table, write_code_file, write_parquet
+from dq_cluster.index.manifest import FileEntry
+from dq_cluster.index.models import ModelCard, read_tensors
+from dq_cluster.model.bundle import load_model
+from dq_cluster.storage import Storage
+
+
+class Encoder(Protocol):
+    """Networks in memory: payloads in, arrays with a row each out; and their file."""
+
+    expects: Expectation
+
+    def __call__(self, payload: np.ndarray) -> dict[str, np.ndarray]: ...
+
+    def write(self, fragment: int, rows: pa.Table, arrays: dict[str, np.ndarray]) -> FileEntry:
+        """Write the fragment's file, with the rows' `id` and carried columns."""
+
+
+class Output(Protocol):
+    """Describes an Encoder; travels to the actors."""
+
+    def open(self) -> Encoder: ...
+
+
+@dataclass(frozen=True)
+class CodeOutput:
+    """Codes of the model `digest`, as code files in `folder` of the index at `storage`."""
+
+    storage: Storage
+    digest: str
+    folder: str
+    from_images: bool
+    columns: tuple[str, ...]
+    batch_size: int
+    threads: int
+
+    def open(self) -> "CodeEncoder":
+        return CodeEncoder(self)
+
+
+class CodeEncoder:
+    """Backbone, where the input is images, then DeepQuan, then, in an IVF model, the cell."""
+
+    def __init__(self, output: CodeOutput) -> None:
+        torch.set_num_threads(output.threads)
+        self._output = output
+        self._network, self.card = load_model(output.storage, output.digest)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._network.to(self._device)
+        self._backbone = _backbone_of(self.card, output.threads) if output.from_images else None
+        size = self._backbone.image_size if self._backbone else 0
+        self.expects = Expectation(size, self.card.feature_dim)
+        self._centroids = None
+        if self.card.geometry.nlist:
+            centroids = read_tensors(output.storage, self.card)["coarse_centroids"]
+            self._centroids = torch.from_numpy(centroids).to(self._device)
+
+    def __call__(self, payload: np.ndarray) -> dict[str, np.ndarray]:
+        if self._backbone is not None:
+            payload = _in_batches(self._backbone, payload, self._output.batch_size)
+        # Payloads come read-only out of shared memory; torch wants to be sure nobody writes.
+        features = torch.from_numpy(payload.copy()).to(self._device)
+        with torch.inference_mode():
+            arrays = {"code": self._network.encode(features).cpu().numpy()}
+            if self._centroids is not None:
+                embedding = self._network.embed(features)
+                cells = _cells(embedding, self._centroids, self.card.geometry.metric)
+                arrays["cell"] = cells.cpu().numpy()
+        return arrays
+
+    def write(self, fragment: int, rows: pa.Table, arrays: dict[str, np.ndarray]) -> FileEntry:
+        geometry = self.card.geometry
+        table = code_table(
+            rows.column("id").combine_chunks(),
+            arrays["code"],
+            geometry,
+            rows.select(self._output.columns),
+            arrays.get("cell"),
+        )
+        # A name of its own: a second writer of the same fragment must not overwrite it.
+        path = f"{self._output.folder}/part-{fragment:06d}-{uuid.uuid4().hex[:12]}.parquet"
+        return write_code_file(
+            self._output.storage, path, table, model=self.card.digest, geometry=geometry
+        )
+
+
+@dataclass(frozen=True)
+class FeatureOutput:
+    """Features of a backbone, as Parquet files in `storage`."""
+
+    storage: Storage
+    backbone: BackboneSettings
+    columns: tuple[str, ...]
+    batch_size: int
+    threads: int
+
+    def open(self) -> "FeatureEncoder":
+        return FeatureEncoder(self)
+
+
+class FeatureEncoder:
+    """The backbone alone."""
+
+    def __init__(self, output: FeatureOutput) -> None:
+        self._output = output
+        self._backbone = load_backbone(
+            output.backbone.model_copy(update={"threads": output.threads})
+        )
+        self.expects = Expectation(self._backbone.image_size, self._backbone.feature_dim)
+
+    def __call__(self, payload: np.ndarray) -> dict[str, np.ndarray]:
+        features = _in_batches(self._backbone, payload, self._output.batch_size)
+        return {"feature": features.astype(np.float16)}
+
+    def write(self, fragment: int, rows: pa.Table, arrays: dict[str, np.ndarray]) -> FileEntry:
+        flat = pa.array(arrays["feature"].ravel())
+        lists = pa.FixedSizeListArray.from_arrays(flat, self._backbone.feature_dim)
+        table = rows.select(["id", *self._output.columns]).append_column("feature", lists)
+        about = json.dumps(self._backbone.preprocessing).encode()
+        # The same images give the same file, so a second writer changes nothing; and readers
+        # of the folder see each fragment once.
+        return write_parquet(
+            self._output.storage,
+            f"part-{fragment:06d}.parquet",
+            table.replace_schema_metadata({PREPROCESSING: about}),
+            plain=("feature",),
+        )
+
+
+def _backbone_of(card: ModelCard, threads: int) -> Backbone:
+    return load_backbone({**card.preprocessing, "threads": threads})
+
+
+def _in_batches(backbone: Backbone, pixels: np.ndarray, size: int) -> np.ndarray:
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, len(pixels), size):
+            yield backbone.features(pixels[start : start + size])
+
+    return np.concatenate([np.empty((0, backbone.feature_dim), np.float32), *batches()])
+
+
+def _cells(embedding: torch.Tensor, centroids: torch.Tensor, metric: Metric) -> torch.Tensor:
+    """The coarse cell (n,) of each embedding, as the metric sees it."""
+    if metric == "ip":
+        return (embedding @ centroids.T).argmax(dim=1)
+    return torch.cdist(embedding, centroids).argmin(dim=1)

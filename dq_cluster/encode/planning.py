@@ -1,0 +1,43 @@
+"""The plan of a run: the stored one if there is one, else a new one."""
+
+import sys
+from typing import Any
+
+from dq_cluster.errors import ConfigError
+from dq_cluster.images.config import SourceSettings
+from dq_cluster.images.sources import open_source
+from dq_cluster.index.plan import Plan, find_plan, make_plan
+from dq_cluster.storage import Storage
+
+
+def continue_or_plan(
+    storage: Storage,
+    run: str,
+    source: SourceSettings,
+    *,
+    fragment_rows: int,
+    request: dict[str, Any],
+    newest: int = 0,
+) -> Plan:
+    """The plan of the run in folder `run`; the input is listed only once.
+
+    Raises ConfigError when the stored plan was made for another request.
+    """
+    plan = find_plan(storage, run)
+    if plan is None:
+        print(f"planning {source.uri}", file=sys.stderr)
+        plan = make_plan(
+            storage,
+            run,
+            open_source(source).units(),
+            fragment_rows=fragment_rows,
+            request=request,
+            newest=newest,
+        )
+    changed = [key for key in request if request[key] != plan.request.get(key)]
+    if changed:
+        raise ConfigError(
+            f"{storage.uri}/{run} was begun with another {', '.join(changed)}; continue it with "
+            "what it was begun with, or begin another run"
+        )
+    return plan

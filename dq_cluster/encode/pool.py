@@ -1,0 +1,112 @@
+"""The Ray Data pipeline: fragment numbers in, a row of figures per committed fragment out."""
+
+import logging
+from collections import defaultdict
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayTaskError
+
+from dq_cluster.encode.config import PoolSettings
+from dq_cluster.encode.fragment import STAGES, FragmentEncoder, Job
+from dq_cluster.encode.progress import RunProgress
+from dq_cluster.errors import DqError, InputError, QualityGateError
+from dq_cluster.index.ledger import Ledger
+
+# Ray Data keeps books per block; many fragments therefore share one. Each is still committed
+# on its own.
+_MAX_BLOCKS = 4096
+
+
+def run_fragments(
+    job: Job, pool: PoolSettings, name: str, max_reject_fraction: float
+) -> dict[str, Any]:
+    """Encode every fragment that the ledger does not have. Returns figures of this session.
+
+    Raises QualityGateError as soon as the rejects must pass the limit.
+    """
+    fragments = job.plan.fragments
+    done = set(Ledger(job.storage, job.run).done())
+    todo = [number for number in range(fragments) if number not in done]
+    seconds: dict[str, float] = defaultdict(float)
+    with RunProgress(name, fragments, fragments - len(todo)) as progress:
+        if todo:
+            _check_room(pool)
+            limit = max_reject_fraction * job.plan.rows if job.plan.rows else None
+            for row in _figures(job, pool, todo):
+                progress.add(row["rows"], row["rejected"])
+                for stage in STAGES:
+                    seconds[stage] += row[f"{stage}_seconds"]
+                if limit is not None and progress.rejected > limit:
+                    raise QualityGateError(
+                        f"{progress.rejected:,} of {job.plan.rows:,} inputs are rejects, more "
+                        f"than max_reject_fraction {max_reject_fraction:g}; nothing is "
+                        f"published; see {job.storage.uri}/{job.rejects}"
+                    )
+        return _summary(progress, seconds, pool)
+
+
+def _figures(job: Job, pool: PoolSettings, todo: list[int]) -> Any:
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    # Its own account of every execution; what a reader wants is in RunProgress.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    with DataContext.current(context):
+        numbers = ray.data.from_items(
+            [{"fragment": number} for number in todo],
+            override_num_blocks=min(len(todo), _MAX_BLOCKS),
+        )
+        figures = numbers.map_batches(
+            FragmentEncoder,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            batch_format="numpy",
+            compute=ActorPoolStrategy(size=pool.encoders, max_tasks_in_flight_per_actor=2),
+            num_cpus=1,
+            num_gpus=pool.gpus,
+        )
+        try:
+            yield from figures.iter_rows()
+        except RayTaskError as error:
+            raise _cause(error) from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The dq_cluster error inside what Ray wraps around it, or the wrapping."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, DqError) and not isinstance(inner, RayTaskError):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return error
+
+
+def _check_room(pool: PoolSettings) -> None:
+    """An actor that finds no CPU waits for ever; say so instead."""
+    found = ray.cluster_resources()
+    wanted = {"CPU": pool.encoders + 1.0, "GPU": pool.encoders * pool.gpus}
+    for kind, amount in wanted.items():
+        if found.get(kind, 0) < amount:
+            raise InputError(
+                f"{pool.encoders} encoders need {amount:g} {kind}s with one CPU left to decode; "
+                f"the cluster has {found.get(kind, 0):g}: lower pool.encoders or pool.gpus"
+            )
+
+
+def _summary(
+    progress: RunProgress, seconds: dict[str, float], pool: PoolSettings
+) -> dict[str, Any]:
+    """Rows per second: end to end, and of each stage if it alone had the time it used."""
+    total = progress.rows + progress.rejected
+    workers = {"load": pool.encoders * pool.decoders}
+    rates = {
+        f"{stage}_rows_per_second": total * workers.get(stage, pool.encoders) / seconds[stage]
+        for stage in ("load", "encode", "write")
+        if seconds[stage]
+    }
+    return {
+        "seconds": progress.seconds,
+        "rows_per_second": total / max(progress.seconds, 1e-9),
+        **rates,
+    }

@@ -1,0 +1,174 @@
+"""From a run's ledger to a version: check everything, then one manifest."""
+
+from collections.abc import Iterable
+
+from dq_cluster import __version__
+from dq_cluster.errors import InputError, IntegrityError, NotFoundError, QualityGateError
+from dq_cluster.index.catalog import Index
+from dq_cluster.index.ledger import Ledger, Receipt
+from dq_cluster.index.manifest import FileEntry, Manifest, Producer
+from dq_cluster.index.models import ModelCard
+from dq_cluster.index.plan import Plan
+
+
+def run_folder(run: str) -> str:
+    """Where a run of an index keeps its plan and ledger."""
+    return f"runs/{run}"
+
+
+def data_folder(run: str) -> str:
+    """Where a run of an index writes its files."""
+    return f"data/{run}"
+
+
+def published(index: Index, run: str) -> int | None:
+    """The version that the run has become, or None."""
+    try:
+        return int(index.storage.read(f"{run_folder(run)}/published"))
+    except NotFoundError:
+        return None
+
+
+def publish_run(
+    index: Index,
+    run: str,
+    plan: Plan,
+    card: ModelCard,
+    *,
+    append: bool,
+    columns: tuple[str, ...],
+    max_reject_fraction: float,
+) -> Manifest:
+    """Make the completed run the next version. Doing it twice gives one version.
+
+    Raises IntegrityError when the ledger or a file is not whole, QualityGateError for too many
+    rejects; then nothing is published.
+    """
+    earlier = _version_of(index, run, plan.newest)
+    if earlier is not None and earlier.version in _lineage(index, plan.newest):
+        return _marked(index, run, earlier)
+    receipts = list(Ledger(index.storage, run_folder(run)).receipts())
+    check_complete(plan, receipts)
+    check_rejects(receipts, max_reject_fraction)
+    files = [file for receipt in receipts for file in receipt.files]
+    rejects = [file for receipt in receipts for file in receipt.rejects]
+    _check_stored(index, run, [*files, *rejects])
+    id_types = {receipt.columns["id"] for receipt in receipts if receipt.files}
+    if len(id_types) != 1:
+        raise IntegrityError(f"run {run} has ids of the types {sorted(id_types)}; expected one")
+    new = Manifest(
+        version=0,
+        model=card.digest,
+        geometry=card.geometry,
+        id_type=id_types.pop(),
+        columns=columns,
+        files=tuple(files),
+        rows=sum(file.rows for file in files),
+        rejects=tuple(rejects),
+        rejected=sum(file.rows for file in rejects),
+        evaluation=card.evaluation,
+        producer=Producer(dq_cluster=__version__, run=run),
+    )
+
+    def make(version: int, parent: int | None) -> Manifest:
+        # Another driver of this run, or this one before it was killed, may have come this far.
+        earlier = _version_of(index, run, plan.newest)
+        if earlier is not None and parent in (earlier.parent, earlier.version):
+            return earlier
+        placed = {"version": version, "parent": parent}
+        if append and parent is not None:
+            return appended(index.manifest(parent), new).model_copy(update=placed)
+        return new.model_copy(update=placed)
+
+    return _marked(index, run, index.publish(make))
+
+
+def appended(old: Manifest, new: Manifest) -> Manifest:
+    """`new` with the files of `old` before its own. Raises InputError where they cannot mix."""
+    for what in ("model", "geometry", "id_type", "columns"):
+        theirs, ours = getattr(old, what), getattr(new, what)
+        if theirs != ours:
+            raise InputError(
+                f"cannot append to version {old.version}: its {what} is {theirs}, not {ours}; "
+                "encode without append, or with what that version has"
+            )
+    return new.model_copy(
+        update={
+            "files": (*old.files, *new.files),
+            "rows": old.rows + new.rows,
+            "tombstones": old.tombstones,
+            "deleted": old.deleted,
+            "rejects": (*old.rejects, *new.rejects),
+            "rejected": old.rejected + new.rejected,
+        }
+    )
+
+
+def check_complete(plan: Plan, receipts: list[Receipt]) -> None:
+    """Raise IntegrityError unless there is one receipt per fragment and every row is in it."""
+    numbers = [receipt.fragment for receipt in receipts]
+    if numbers != list(range(plan.fragments)):
+        raise IntegrityError(
+            f"{len(set(numbers))} of {plan.fragments} fragments are committed; run the same "
+            "command again"
+        )
+    accounted = sum(receipt.rows + receipt.rejected for receipt in receipts)
+    if plan.rows is not None and accounted != plan.rows:
+        raise IntegrityError(
+            f"the plan has {plan.rows} rows but the receipts account for {accounted}; the input "
+            "changed while it was read: start a new run"
+        )
+
+
+def check_rejects(receipts: Iterable[Receipt], max_fraction: float) -> None:
+    """Raise QualityGateError when the share of rejects is greater than `max_fraction`."""
+    rows, rejected = 0, 0
+    for receipt in receipts:
+        rows, rejected = rows + receipt.rows, rejected + receipt.rejected
+    if rejected > max_fraction * (rows + rejected):
+        raise QualityGateError(
+            f"{rejected:,} of {rows + rejected:,} inputs are rejects, more than "
+            f"max_reject_fraction {max_fraction:g}; nothing is published; the rejects files say "
+            "why each was rejected"
+        )
+    if not rows:
+        raise QualityGateError(f"all {rejected:,} inputs are rejects; nothing is published")
+
+
+def _check_stored(index: Index, run: str, files: list[FileEntry]) -> None:
+    sizes = {info.path: info.size for info in index.storage.list(data_folder(run))}
+    for file in files:
+        if sizes.get(file.path) != file.size:
+            found = sizes.get(file.path, "no file")
+            raise IntegrityError(
+                f"{index.storage.uri}/{file.path}: the ledger says {file.size} bytes, storage "
+                f"has {found}; delete its ledger entry to encode that fragment again"
+            )
+
+
+def _version_of(index: Index, run: str, newest: int) -> Manifest | None:
+    """The version after `newest` that `run` made, or None."""
+    for number in index.versions():
+        if number > newest:
+            manifest = index.manifest(number)
+            if manifest.producer.run == run:
+                return manifest
+    return None
+
+
+def _lineage(index: Index, newest: int) -> set[int]:
+    """The current version and its ancestors, back to `newest`."""
+    found: set[int] = set()
+    try:
+        number: int | None = index.current()
+    except NotFoundError:
+        return found
+    while number is not None and number > newest:
+        found.add(number)
+        number = index.manifest(number).parent
+    return found
+
+
+def _marked(index: Index, run: str, manifest: Manifest) -> Manifest:
+    index.storage.write(f"{run_folder(run)}/published", str(manifest.version).encode())
+    return manifest

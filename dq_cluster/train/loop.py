@@ -42,8 +42,8 @@ def train_epochs(
 
     Every worker calls it alike. features (n, D) and positives are of all training rows and may
     be memory-mapped: a worker reads the rows of its share. on_epoch gets of each epoch the mean of
-    each loss term (`terms`), `variance`, `perplexity`, `seconds`, and `samples_per_s` of all
-    workers together.
+    each loss term (`terms`), `variance`, `perplexity`, `workers`, `seconds`, `samples_per_s` of all
+    workers together, and `finished` (Unix time).
     """
     settings = network.settings
     steps = -(-len(features) // settings.batch_size)
@@ -80,8 +80,13 @@ def train_epochs(
         means = {name: float(torch.stack([t[name] for t in terms]).mean()) for name in terms[0]}
         metrics: dict[str, Any] = {"terms": means}
         metrics |= _fit_codebooks(network, look_up, len(features), first=epoch == 0, seed=seed)
-        metrics["seconds"] = time.perf_counter() - started
-        metrics["samples_per_s"] = len(features) / metrics["seconds"]
+        seconds = time.perf_counter() - started
+        metrics |= {
+            "workers": parallel.world_size(),
+            "seconds": seconds,
+            "samples_per_s": len(features) / seconds,
+            "finished": time.time(),
+        }
         history.append(metrics)
         if parallel.rank() == 0:
             state = OptimizerState.of(optimizer, schedule)

@@ -214,8 +214,9 @@ def _local_files(folder: str) -> Iterator[tuple[str, int, datetime]]:
         if entry.is_dir():
             yield from _local_files(entry.path)
         elif entry.is_file():
-            stat = entry.stat()
-            yield entry.path, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC)
+            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                stat = entry.stat()
+                yield entry.path, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC)
 
 
 @contextlib.contextmanager

@@ -7,10 +7,21 @@ from typing import Any
 import pytest
 import yaml
 
+from dq_cluster.config import Settings, load_settings
+from dq_cluster.encode.config import EncodeSettings, FeaturizeSettings
+from dq_cluster.evaluate.config import EvaluateSettings
+from dq_cluster.train.config import TrainSettings
 from tests.helm.conftest import CHART, CI_VALUES, Helm, of_kind, only, pods
 
 INDEX = ("--set", "index=s3://images/index")
 CI = {path.name.removesuffix("-values.yaml"): str(path) for path in CI_VALUES}
+
+KINDS: dict[str, type[Settings]] = {
+    "featurize": FeaturizeSettings,
+    "train": TrainSettings,
+    "encode": EncodeSettings,
+    "evaluate": EvaluateSettings,
+}
 
 
 def environment(template: dict[str, Any]) -> dict[str, Any]:
@@ -144,13 +155,14 @@ def test_placement_of_a_gpu_group(helm: Helm) -> None:
     assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
-def test_a_job_runs_its_workload_with_its_own_file(helm: Helm) -> None:
+def test_a_job_runs_its_workload_with_its_own_file(helm: Helm, tmp_path: Path) -> None:
     documents = helm.render("-f", CI["gpu"])
     jobs = {
         job["metadata"]["labels"]["app.kubernetes.io/component"]: job
         for job in of_kind(documents, "RayJob")
     }
-    for workload in ("featurize", "train", "encode", "evaluate"):
+    assert jobs.keys() == KINDS.keys()
+    for workload in KINDS:
         job = jobs[workload]
         name = job["metadata"]["name"]
         assert job["spec"]["entrypoint"] == (
@@ -158,8 +170,10 @@ def test_a_job_runs_its_workload_with_its_own_file(helm: Helm) -> None:
             f"--config /etc/dq-cluster/job/{workload}.yaml"
         )
         (config,) = [c for c in of_kind(documents, "ConfigMap") if c["metadata"]["name"] == name]
-        settings = yaml.safe_load(config["data"][f"{workload}.yaml"])
-        assert settings["index"] == "s3://images/index"
+        path = tmp_path / f"{workload}.yaml"
+        path.write_text(config["data"][path.name])
+        settings = load_settings(KINDS[workload], path)
+        assert getattr(settings, "index", "s3://images/index") == "s3://images/index"
         head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
         assert {"name": "job", "configMap": {"name": name}} in head["volumes"]
     groups = [g["groupName"] for g in jobs["train"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
@@ -175,17 +189,13 @@ def test_other_settings_or_another_run_make_another_job(helm: Helm) -> None:
     first = name()
     assert name() == first
     assert name("--set", "image.tag=v2") == first
-    others = {name("--set", "jobs.train.run=2"), name("--set", "jobs.train.settings.epochs=3")}
+    others = {name("--set", "jobs.train.attempt=2"), name("--set", "jobs.train.settings.epochs=3")}
     assert len(others | {first}) == 3
 
 
 def test_names_keep_their_suffixes_within_47_characters(helm: Helm) -> None:
     release = "a-release-name-that-is-as-long-as-helm-allows-it-53"
-    enabled = [
-        part
-        for job in ("featurize", "train", "encode", "evaluate")
-        for part in ("--set", f"jobs.{job}.enabled=true")
-    ]
+    enabled = [part for job in KINDS for part in ("--set", f"jobs.{job}.enabled=true")]
     documents = helm.render(*INDEX, *enabled, release=release)
     names = [(d["kind"], d["metadata"]["name"]) for d in documents]
     assert len(set(names)) == len(names)

@@ -5,10 +5,12 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from dq_cluster.errors import ConfigError
+from dq_cluster.index.sizing import SizingRequest, size_index
 from dq_cluster.observe import log, metrics, tracing
 
 
@@ -145,3 +147,22 @@ def test_an_unknown_exporter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="OTEL_TRACES_EXPORTER=nonsense"), tracing.span("query"):
         pass
     tracing._tracer.cache_clear()
+
+
+def test_the_sizing_table_of_the_docs_is_what_plan_says() -> None:
+    text = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    rows = [
+        [float(cell.replace(",", "")) for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if re.match(r"\| [\d,]+ \| \d+ \|", line)
+    ]
+    assert len(rows) >= 5
+    for images, bits, *figures in rows:
+        sizing = size_index(SizingRequest(images=int(images), bits=int(bits)))
+        assert figures == [
+            sizing.shards,
+            sizing.memory_per_replica_gb,
+            sizing.memory_total_gb,
+            sizing.storage_gb,
+            sizing.fragments,
+        ]

@@ -62,10 +62,10 @@ class ParquetRows:
             for batch in self._batches(file, unit, rows):
                 yield self._table(batch, unit.path, position)
                 position += batch.num_rows
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and (error.errno or error.__cause__):
+        except (pa.ArrowException, OSError) as error:
+            if not _is_damage(error):
                 raise
-            # The page is damaged, not the road to it: every row not read yet is a reject.
+            # Every row of the unit that was not read yet is a reject.
             yield self._unreadable(file.schema_arrow, unit.path, position, stop)
 
     def _batches(self, file: pq.ParquetFile, unit: Unit, rows: int) -> Iterator[pa.RecordBatch]:
@@ -141,10 +141,20 @@ class ParquetRows:
     def _open(self, path: str) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(self._storage.open(path), pre_buffer=True)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
+            if not _is_damage(error):
+                raise
             raise InputError(
                 f"{self._storage.uri}/{path} is not readable Parquet: {error}; restore it"
             ) from None
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the file is at fault, and not the road to it.
+
+    Arrow reports damage, too, as OSError; a filesystem's has a number or a cause.
+    """
+    return not isinstance(error, OSError) or not (error.errno or error.__cause__)
 
 
 def _is_numbers(kind: pa.DataType) -> bool:

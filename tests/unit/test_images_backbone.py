@@ -1,0 +1,86 @@
+"""A backbone describes itself, and can be loaded again from what it said."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from dq_cluster.errors import ConfigError, IntegrityError, NotFoundError
+from dq_cluster.images.backbone import load_backbone
+from dq_cluster.images.config import BackboneSettings
+from dq_cluster.images.decode import decode_image
+from tests.pictures import crops
+
+
+def pixels(count: int, size: int) -> np.ndarray:
+    return np.stack([decode_image(data, size) for data in crops(count)])
+
+
+def pooling_graph(path: Path, kind: int, shape: list[object], axes: list[int]) -> Path:
+    """An ONNX file that takes the mean of each channel."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["f"], ["y"], axes=axes, keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mean",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+    )
+    opset = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
+    return path
+
+
+def test_efficientnet_lite0_tells_pictures_apart() -> None:
+    backbone = load_backbone(BackboneSettings(image_size=64, threads=1))
+    features = backbone.features(pixels(6, 64))
+    assert features.shape == (6, backbone.feature_dim) == (6, 1280)
+    assert features.dtype == np.float32
+    again = load_backbone(backbone.preprocessing)
+    assert again.preprocessing == backbone.preprocessing
+    np.testing.assert_array_equal(again.features(pixels(6, 64)), features)
+    assert len(np.unique(features, axis=0)) == 6
+
+
+def test_an_onnx_file_that_takes_floats(tmp_path: Path) -> None:
+    path = pooling_graph(tmp_path / "m.onnx", TensorProto.FLOAT, ["n", 3, 24, 24], [2, 3])
+    backbone = load_backbone(BackboneSettings(kind="onnx", path=str(path), image_size=99))
+    assert backbone.image_size == backbone.preprocessing["image_size"] == 24
+    images = pixels(4, 24)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = ((images / 255 - mean) / std).mean((1, 2))
+    np.testing.assert_allclose(backbone.features(images), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_an_onnx_file_that_takes_pixels(tmp_path: Path) -> None:
+    shape = ["n", "h", "w", 3]
+    path = pooling_graph(tmp_path / "m.onnx", TensorProto.UINT8, shape, [1, 2])
+    backbone = load_backbone(BackboneSettings(kind="onnx", path=str(path), image_size=16))
+    images = pixels(4, 16)
+    np.testing.assert_allclose(backbone.features(images), images.mean((1, 2)), rtol=1e-5)
+
+
+def test_other_weights_than_recorded_are_refused(tmp_path: Path) -> None:
+    path = pooling_graph(tmp_path / "m.onnx", TensorProto.UINT8, ["n", 8, 8, 3], [1, 2])
+    recorded = load_backbone(BackboneSettings(kind="onnx", path=str(path))).preprocessing
+    pooling_graph(path, TensorProto.UINT8, ["n", 16, 16, 3], [1, 2])
+    with pytest.raises(IntegrityError, match="expected"):
+        load_backbone(recorded)
+
+
+def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="makes no features"):
+        load_backbone(BackboneSettings(kind="none"))
+    with pytest.raises(NotFoundError, match="does not exist"):
+        load_backbone(BackboneSettings(kind="onnx", path=str(tmp_path / "none.onnx")))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
+def test_a_package_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="pip install timm"):
+        load_backbone(BackboneSettings(kind="timm", name="resnet50"))

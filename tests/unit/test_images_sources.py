@@ -1,0 +1,271 @@
+"""Each kind of source lists and reads the same pictures, and says what it could not read."""
+
+import socket
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dq_cluster.config import validate_settings
+from dq_cluster.errors import ConfigError, InputError
+from dq_cluster.images.config import ImageLimits, SourceSettings
+from dq_cluster.images.decode import Reason, RejectError
+from dq_cluster.images.inventory import fetch
+from dq_cluster.images.sources import open_source
+from dq_cluster.index.planner import Unit
+from tests.pictures import crops, write_folder, write_parquet, write_tar
+
+IMAGES = crops(10)
+
+
+def read_all(settings: SourceSettings, rows: int = 4) -> pa.Table:
+    source = open_source(settings)
+    tables = list(source.read(source.units(), rows))
+    assert all(0 < table.num_rows <= rows for table in tables)
+    return pa.concat_tables(tables)
+
+
+class TestFolder:
+    def test_reads_pictures_with_their_labels(self, tmp_path: Path) -> None:
+        files = {f"{'ab'[n % 2]}/{n}.jpg": data for n, data in enumerate(IMAGES)}
+        write_folder(tmp_path, files | {"a/notes.txt": b"no picture", ".hidden.jpg": b"x"})
+        table = read_all(SourceSettings(kind="folder", uri=str(tmp_path), columns=("label",)))
+        assert table.column("id").to_pylist() == sorted(files)
+        assert table.column("label").to_pylist() == ["a"] * 5 + ["b"] * 5
+        assert (
+            dict(zip(*(table.column(n).to_pylist() for n in ("id", "image")), strict=True)) == files
+        )
+        assert table.column("reason").null_count == 10
+
+    def test_says_what_is_gone_or_too_large(self, tmp_path: Path) -> None:
+        write_folder(tmp_path, {"big.jpg": b"x" * 100, "ok.jpg": b"x" * 99})
+        settings = SourceSettings(
+            kind="folder", uri=str(tmp_path), limits=ImageLimits(max_bytes=99)
+        )
+        source = open_source(settings)
+        (table,) = source.read([*source.units(), Unit("gone.jpg")], 10)
+        assert table.column("reason").to_pylist() == ["too_large", None, "missing"]
+
+    def test_the_same_from_s3(self, tmp_path: Path, s3: str) -> None:
+        from dq_cluster.storage import Storage
+
+        for n, data in enumerate(IMAGES):
+            Storage(s3).write(f"pile/{n}.jpg", data)
+        table = read_all(SourceSettings(kind="folder", uri=f"{s3}/pile"))
+        assert table.column("image").to_pylist() == list(IMAGES)
+        assert table.column("uri")[0].as_py() == f"{s3}/pile/0.jpg"
+
+    def test_other_columns_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="tags"):
+            open_source(SourceSettings(kind="folder", uri=str(tmp_path), columns=("tags",)))
+
+
+class TestWebDataset:
+    def test_reads_samples(self, tmp_path: Path) -> None:
+        members = {}
+        for n, data in enumerate(IMAGES):
+            members |= {f"d/{n:03d}.jpg": data, f"d/{n:03d}.cls": str(n % 3).encode()}
+            members[f"d/{n:03d}.json"] = b'{"caption": "crop", "n": %d}' % n
+        write_tar(tmp_path / "a.tar", members)
+        columns = ("cls", "caption", "n")
+        table = read_all(SourceSettings(kind="webdataset", uri=str(tmp_path), columns=columns))
+        assert table.column("id").to_pylist() == [f"a.tar/d/{n:03d}" for n in range(10)]
+        assert table.column("image").to_pylist() == list(IMAGES)
+        assert table.column("cls").to_pylist() == [str(n % 3) for n in range(10)]
+        assert table.column("n").to_pylist() == [str(n) for n in range(10)]
+        assert set(table.column("caption").to_pylist()) == {"crop"}
+
+    def test_a_damaged_tar_is_one_reject_after_what_could_be_read(self, tmp_path: Path) -> None:
+        tar = write_tar(tmp_path / "a.tar", {f"{n}.jpg": data for n, data in enumerate(IMAGES)})
+        whole = tar.read_bytes()
+        tar.write_bytes(whole[: len(whole) // 2])
+        write_folder(tmp_path, {"b.tar": b"this is no tar at all" * 100})
+        table = read_all(SourceSettings(kind="webdataset", uri=str(tmp_path)))
+        reasons = dict(zip(*(table.column(n).to_pylist() for n in ("id", "reason")), strict=True))
+        assert reasons.pop("a.tar") == reasons.pop("b.tar") == Reason.UNREADABLE_FILE
+        assert 0 < len(reasons) < 10
+        assert set(reasons.values()) == {None}
+
+    def test_a_sample_without_a_picture_is_missing(self, tmp_path: Path) -> None:
+        write_tar(tmp_path / "a.tar", {"1.txt": b"words", "2.jpg": IMAGES[0]})
+        table = read_all(SourceSettings(kind="webdataset", uri=str(tmp_path)))
+        assert table.column("reason").to_pylist() == ["missing", None]
+
+
+class TestParquet:
+    def test_any_range_of_rows_is_read_and_no_other(self, tmp_path: Path) -> None:
+        path = tmp_path / "pile.parquet"
+        columns = {"key": pa.array(range(10), pa.int32()), "jpg": list(IMAGES), "tag": ["t"] * 10}
+        write_parquet(path, columns, row_group_size=4)
+        settings = SourceSettings(
+            kind="parquet", uri=str(path), id_column="key", image_column="jpg", columns=("tag",)
+        )
+        source = open_source(settings)
+        assert [(u.start, u.rows) for u in source.units()] == [(0, 4), (4, 4), (8, 2)]
+        for start in range(10):
+            for stop in range(start + 1, 11):
+                unit = Unit("pile.parquet", start, stop - start)
+                table = pa.concat_tables(source.read([unit], 3))
+                assert table.column("id").to_pylist() == list(range(start, stop))
+                assert table.column("id").type == pa.int64()
+                assert table.column("image").to_pylist() == list(IMAGES[start:stop])
+                assert table.column("uri")[0].as_py() == f"{path}#{start}"
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            ({"image": [b"x"]}, "has no column 'id'; columns: image"),
+            ({"id": [1.5], "image": [b"x"]}, "must be integers or strings, not double"),
+            ({"id": [1], "image": ["x"]}, "column 'image' holds string, not bytes"),
+        ],
+    )
+    def test_another_schema_is_named(
+        self, tmp_path: Path, columns: dict[str, object], message: str
+    ) -> None:
+        write_parquet(tmp_path / "a.parquet", columns)
+        with pytest.raises(InputError, match=message):
+            list(open_source(SourceSettings(kind="parquet", uri=str(tmp_path))).units())
+
+    def test_files_must_agree(self, tmp_path: Path) -> None:
+        write_parquet(tmp_path / "a.parquet", {"id": [1], "image": [b"x"]})
+        write_parquet(tmp_path / "b.parquet", {"id": ["1"], "image": [b"x"]})
+        with pytest.raises(InputError, match=r"b\.parquet has columns id string"):
+            list(open_source(SourceSettings(kind="parquet", uri=str(tmp_path))).units())
+
+    def test_what_is_no_parquet_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+        with pytest.raises(InputError, match=r"a\.parquet is not readable Parquet"):
+            list(open_source(SourceSettings(kind="parquet", uri=str(tmp_path))).units())
+        with pytest.raises(InputError, match=r"holds no \.parquet file"):
+            list(open_source(SourceSettings(kind="parquet", uri=str(tmp_path / "none"))).units())
+
+    def test_every_row_of_a_damaged_page_is_a_reject(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.parquet"
+        table = pa.table({"id": list(range(8)), "image": list(crops(8))})
+        pq.write_table(table, path, row_group_size=4, use_dictionary=False)
+        group = pq.ParquetFile(path).metadata.row_group(1).column(1)
+        data = bytearray(path.read_bytes())
+        data[group.data_page_offset : group.data_page_offset + 64] = b"\xff" * 64
+        path.write_bytes(data)
+        source = open_source(SourceSettings(kind="parquet", uri=str(tmp_path)))
+        reasons = [
+            r for t in source.read(source.units(), 10) for r in t.column("reason").to_pylist()
+        ]
+        assert reasons == [None] * 4 + ["unreadable_file"] * 4
+
+    def test_features(self, tmp_path: Path) -> None:
+        values = pa.array(np.arange(20, dtype=np.float16))
+        feature = pa.FixedSizeListArray.from_arrays(values, 2)
+        write_parquet(tmp_path / "a.parquet", {"id": list(range(10)), "feature": feature})
+        table = read_all(SourceSettings(kind="features", uri=str(tmp_path)))
+        assert table.column("feature").to_pylist() == np.arange(20).reshape(10, 2).tolist()
+
+
+class TestInventory:
+    @pytest.fixture
+    def server(self) -> Iterator[str]:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                found = {"/a.jpg": IMAGES[0], "/q?n=1": IMAGES[1], "/big": b"x" * 5000}
+                if self.path == "/away":
+                    self.send_response(302)
+                    self.send_header("Location", "/a.jpg")
+                    self.end_headers()
+                elif self.path in found:
+                    self.send_response(200)
+                    self.end_headers()
+                    self.wfile.write(found[self.path])
+                elif self.path == "/short":
+                    self.send_response(200)
+                    self.send_header("Content-Length", "100")
+                    self.end_headers()
+                    self.wfile.write(b"x" * 10)
+                else:
+                    self.send_error(404)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+    def test_reads_what_is_allowed(self, tmp_path: Path, server: str) -> None:
+        write_folder(tmp_path / "pictures", {"1.jpg": IMAGES[2]})
+        uris = [f"{server}a.jpg", f"{server}q?n=1", f"{tmp_path}/pictures/1.jpg", None]
+        write_parquet(tmp_path / "list.parquet", {"id": [1, 2, 3, 4], "uri": uris})
+        settings = SourceSettings(
+            kind="inventory",
+            uri=f"{tmp_path}/list.parquet",
+            allow=(server, f"{tmp_path}/pictures/"),
+        )
+        table = read_all(settings)
+        assert table.column("image").to_pylist() == [*IMAGES[:3], None]
+        assert table.column("uri").to_pylist() == uris
+        assert table.column("reason").to_pylist() == [None, None, None, "missing"]
+
+    @pytest.mark.parametrize(
+        ("path", "reason"),
+        [
+            ("none.jpg", Reason.MISSING),
+            ("away", Reason.UNREACHABLE),  # a redirect could lead anywhere
+            ("big", Reason.TOO_LARGE),
+            ("short", Reason.TRUNCATED),
+        ],
+    )
+    def test_an_answer_that_is_no_image(self, server: str, path: str, reason: Reason) -> None:
+        with pytest.raises(RejectError) as raised:
+            fetch(server + path, (server,), ImageLimits(max_bytes=4999, max_seconds=5))
+        assert raised.value.reason is reason
+
+    def test_nobody_there(self) -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            uri = f"http://127.0.0.1:{unused.getsockname()[1]}/"
+            with pytest.raises(RejectError) as raised:
+                fetch(f"{uri}x", (uri,), ImageLimits(max_seconds=2))
+        assert raised.value.reason is Reason.UNREACHABLE
+
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            "http://169.254.169.254/latest/meta-data/",
+            "http://pictures.example@169.254.169.254/x.jpg",
+            "http://pictures.example.evil.net/x.jpg",
+            "/etc/passwd",
+            "file:///etc/passwd",
+            "s3://somebody-elses/x.jpg",
+            "/data/pictures/../../etc/passwd",
+            "http://localhost:{port}/a.jpg",  # allowed by name, but it leads to this machine
+        ],
+    )
+    def test_nothing_else_is_touched(self, server: str, uri: str) -> None:
+        port = server.rstrip("/").rpartition(":")[2]
+        allow = (
+            "http://pictures.example/",
+            "/data/pictures/",
+            "s3://ours/",
+            f"http://localhost:{port}/",
+        )
+        with pytest.raises(RejectError) as raised:
+            fetch(uri.format(port=port), allow, ImageLimits())
+        assert raised.value.reason is Reason.FORBIDDEN
+
+    @pytest.mark.parametrize("prefix", ["https://example.com", "https://", ""])
+    def test_a_prefix_that_allows_more_than_it_says_is_refused(self, prefix: str) -> None:
+        values = {"kind": "inventory", "uri": "x", "allow": [prefix]}
+        with pytest.raises(ConfigError, match="must name a host or folder and end with /"):
+            validate_settings(SourceSettings, values, "test")
+
+    def test_an_inventory_without_a_guard_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="needs allow"):
+            validate_settings(SourceSettings, {"kind": "inventory", "uri": "x"}, "test")

@@ -60,8 +60,15 @@ def current_request_id() -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """What the caller gave as `extra`, and the request id when there is one."""
-    extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    """What the caller gave as `extra`, and the request id when there is one.
+
+    Ray stamps every record with attributes of its own; they are not the caller's.
+    """
+    extra = {
+        key: value
+        for key, value in vars(record).items()
+        if key not in _STANDARD and not key.startswith("_ray")
+    }
     return ({"request_id": _request_id.get()} if _request_id.get() else {}) | extra
 
 

@@ -67,9 +67,16 @@ class FeatureSet:
 
     def labels(self, start: int, stop: int) -> np.ndarray:
         """The `label` column of the ordinals [start, stop), as it is stored."""
+        return self._values("label", start, stop)
+
+    def ids(self, start: int, stop: int) -> np.ndarray:
+        """The `id` column of the ordinals [start, stop): int64, or strings as objects."""
+        return self._values("id", start, stop)
+
+    def _values(self, name: str, start: int, stop: int) -> np.ndarray:
         pieces = [
             column.to_numpy(zero_copy_only=False)
-            for _, _, column in self._columns("label", start, stop)
+            for _, _, column in self._columns(name, start, stop)
         ]
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 

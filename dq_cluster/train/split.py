@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_VALIDATION = 2000
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 4096, 65536
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 16384, 65536
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Split:
 
 
 def blocks(rows: int) -> list[tuple[int, int]]:
-    """Ranges [start, stop) that cover `rows`: at least 16 where there are enough rows to divide,
-    none too large for a worker's memory."""
+    """Ranges [start, stop) that cover `rows`: 16 of them, but none so small that starting a task
+    costs more than its work, and none too large for a worker's memory."""
     size = min(max(-(-rows // 16), _SMALLEST_BLOCK), _LARGEST_BLOCK)
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]

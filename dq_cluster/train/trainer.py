@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -53,6 +54,8 @@ def train_missing_epochs(settings: TrainSettings, job: Job) -> None:
 
 
 def _trainer(settings: TrainSettings, job: Job) -> TorchTrainer:
+    # Ray's default of two seconds makes a small job wait longer for its end than it trains.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     fewest, most = settings.worker_range
     resources = {"CPU": settings.cpus_per_worker} | ({"GPU": 1} if settings.use_gpu else {})
     return TorchTrainer(

@@ -50,6 +50,7 @@ def load_model(index_storage: Storage, digest: str) -> tuple[DeepQuan, ModelCard
     tensors = {
         name: torch.from_numpy(array.copy())
         for name, array in read_tensors(index_storage, card).items()
+        if name != "coarse_centroids"  # of the cells of an IVF version, not of the network
     }
     try:
         network.load_state_dict(tensors)

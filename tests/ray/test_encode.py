@@ -1,0 +1,271 @@
+"""Encoding on real Ray: whatever the source, the codes are those of one process."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dq_cluster.encode.config import FeaturizeSettings
+from dq_cluster.encode.featurize import featurize
+from dq_cluster.encode.run import encode
+from dq_cluster.errors import ConfigError, InputError, NotFoundError, QualityGateError
+from dq_cluster.images.config import BackboneSettings, SourceSettings
+from dq_cluster.index.models import ModelCard
+from dq_cluster.model.cells import add_cells
+from dq_cluster.storage import Storage
+from dq_cluster.train.features import open_features
+from tests.encoding import (
+    codes_of,
+    current,
+    features_of,
+    read_rejects,
+    read_version,
+    settings_for,
+    tiny_backbone,
+    tiny_model,
+)
+from tests.pictures import crops, write_folder, write_parquet, write_tar
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+IMAGES = list(crops(70))
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> BackboneSettings:
+    return tiny_backbone(tmp_path)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> str:
+    return str(tmp_path / "index")
+
+
+@pytest.fixture
+def card(index: str, backbone: BackboneSettings) -> ModelCard:
+    return tiny_model(Storage(index), backbone)
+
+
+def pile(tmp_path: Path, images: list[bytes] = IMAGES, name: str = "pile") -> SourceSettings:
+    columns = {
+        "id": pa.array(range(1000, 1000 + len(images))),
+        "image": images,
+        "label": [f"class {n % 3}" for n in range(len(images))],
+    }
+    path = write_parquet(tmp_path / f"{name}.parquet", columns, row_group_size=7)
+    return SourceSettings(kind="parquet", uri=str(path), columns=("label",))
+
+
+def test_parquet_in_codes_out(
+    tmp_path: Path, index: str, card: ModelCard, backbone: BackboneSettings
+) -> None:
+    settings = settings_for(index, card, pile(tmp_path))
+    summary = encode(settings)
+    catalog, manifest = current(index)
+    table = read_version(catalog.storage, manifest)
+    assert table.column("id").to_pylist() == list(range(1000, 1070))
+    assert table.column("label").to_pylist() == [f"class {n % 3}" for n in range(70)]
+    assert table.column("code").to_pylist() == codes_of(
+        catalog.storage, card, features_of(IMAGES, backbone)
+    )
+    assert len(set(table.column("code").to_pylist())) >= 20
+    assert (manifest.rows, manifest.rejected, manifest.id_type) == (70, 0, "int64")
+    assert len(manifest.files) == 4  # of 21, 21, 21 and 7 rows: whole row groups of 7
+    assert summary["version"] == 1
+    assert summary["load_rows_per_second"] > 0
+
+    assert encode(settings)["version"] == 1
+    assert catalog.versions() == [1]
+
+
+def test_folders_tars_and_inventories_give_the_same_codes(
+    tmp_path: Path, index: str, card: ModelCard, backbone: BackboneSettings, s3: str
+) -> None:
+    names = [f"{n:03d}.jpg" for n in range(len(IMAGES))]
+    write_folder(tmp_path / "pictures" / "cats", dict(zip(names, IMAGES, strict=True)))
+    for name, data in zip(names, IMAGES, strict=True):
+        Storage(s3).write(f"pile/{name}", data)
+    write_tar(tmp_path / "tars" / "a.tar", dict(zip(names[:40], IMAGES[:40], strict=True)))
+    write_tar(tmp_path / "tars" / "b.tar", dict(zip(names[40:], IMAGES[40:], strict=True)))
+    uris = [f"{tmp_path}/pictures/cats/{name}" for name in names]
+    listed = write_parquet(tmp_path / "list.parquet", {"id": range(70), "uri": uris})
+    sources = [
+        SourceSettings(kind="folder", uri=str(tmp_path / "pictures"), columns=("label",)),
+        SourceSettings(kind="folder", uri=f"{s3}/pile"),
+        SourceSettings(kind="webdataset", uri=str(tmp_path / "tars")),
+        SourceSettings(kind="inventory", uri=str(listed), allow=(f"{tmp_path}/pictures/",)),
+    ]
+    expected = codes_of(Storage(index), card, features_of(IMAGES, backbone))
+    ids = []
+    for source in sources:
+        encode(settings_for(index, card, source))
+        catalog, manifest = current(index)
+        table = read_version(catalog.storage, manifest)
+        assert table.column("code").to_pylist() == expected
+        ids.append(table.column("id")[41].as_py())
+    assert ids == ["cats/041.jpg", "041.jpg", "b.tar/041", 41]
+    assert catalog.versions() == [1, 2, 3, 4]
+
+
+def test_features_then_codes(
+    tmp_path: Path, index: str, card: ModelCard, backbone: BackboneSettings
+) -> None:
+    output = str(tmp_path / "features")
+    settings = FeaturizeSettings(
+        source=pile(tmp_path), output=output, backbone=backbone, fragment_rows=20
+    )
+    summary = featurize(settings)
+    assert (summary["rows"], summary["files"], summary["rejected"]) == (70, 4, 0)
+    stored = open_features(output)
+    half = features_of(IMAGES, backbone).astype(np.float16)
+    assert (stored.rows, stored.dim) == (70, half.shape[1])
+    assert stored.preprocessing == card.preprocessing
+    np.testing.assert_array_equal(stored.read(0, 70), half)
+
+    before = {info.path: info.modified for info in Storage(output).list()}
+    assert featurize(settings)["rows"] == 70
+    assert {info.path: info.modified for info in Storage(output).list()} == before
+
+    source = SourceSettings(kind="features", uri=output, columns=("label",))
+    encode(settings_for(index, card, source))
+    catalog, manifest = current(index)
+    table = read_version(catalog.storage, manifest)
+    assert table.column("code").to_pylist() == codes_of(
+        catalog.storage, card, half.astype(np.float32)
+    )
+
+
+def test_every_bad_input_is_a_reject_with_its_reason(
+    tmp_path: Path, index: str, card: ModelCard
+) -> None:
+    images = [*IMAGES[:40], b"", b"words", IMAGES[0][:500], None]
+    columns = {"id": [*range(42), None, 5], "image": images}
+    path = write_parquet(tmp_path / "bad.parquet", columns, row_group_size=100)
+    source = SourceSettings(kind="parquet", uri=str(path))
+    strict = settings_for(index, card, source, max_reject_fraction=0.05)
+    with pytest.raises(QualityGateError, match="4 of 44 inputs are rejects"):
+        encode(strict)
+    with pytest.raises(NotFoundError):
+        current(index)
+
+    written = [info.path for info in Storage(index).list("data")]
+    encode(strict.model_copy(update={"max_reject_fraction": 0.1}))
+    assert [info.path for info in Storage(index).list("data")] == written
+    catalog, manifest = current(index)
+    assert (manifest.rows, manifest.rejected) == (40, 4)
+    rejects = read_rejects(catalog.storage, manifest)
+    assert sorted(rejects.select(["id", "reason"]).to_pylist(), key=str) == [
+        {"id": 40, "reason": "empty"},
+        {"id": 41, "reason": "not_an_image"},
+        {"id": 5, "reason": "missing"},
+        {"id": None, "reason": "no_id"},
+    ]
+    assert rejects.column("uri")[0].as_py().startswith(f"{path}#")
+
+
+def test_an_id_that_comes_twice_in_a_fragment_is_rejected_the_second_time(
+    tmp_path: Path, index: str, card: ModelCard
+) -> None:
+    columns = {"id": ["a", "b", "a", "c", "b"], "image": IMAGES[:5]}
+    path = write_parquet(tmp_path / "twice.parquet", columns, row_group_size=2)
+    source = SourceSettings(kind="parquet", uri=str(path))
+    encode(settings_for(index, card, source, max_reject_fraction=0.5))
+    catalog, manifest = current(index)
+    assert read_version(catalog.storage, manifest).column("id").to_pylist() == ["a", "b", "c"]
+    rejects = read_rejects(catalog.storage, manifest)
+    assert rejects.column("id").to_pylist() == ["a", "b"]
+    assert set(rejects.column("reason").to_pylist()) == {"duplicate_id"}
+
+
+def test_a_lost_fragment_alone_is_encoded_again(
+    tmp_path: Path, index: str, card: ModelCard
+) -> None:
+    settings = settings_for(index, card, pile(tmp_path), run="r", max_reject_fraction=1)
+    encode(settings)
+    catalog, manifest = current(index)
+    catalog.storage.delete("runs/r/published")
+    catalog.storage.delete("versions/1.json")
+    catalog.storage.delete("CURRENT")
+    catalog.storage.delete("runs/r/ledger/00000001.json")
+    encode(settings)
+    again = catalog.manifest()
+    same = [a == b for a, b in zip(manifest.files, again.files, strict=True)]
+    assert same == [True, False, True, True]
+    assert read_version(catalog.storage, again).column("id").to_pylist() == list(range(1000, 1070))
+
+
+def test_a_driver_that_died_after_publishing_does_not_publish_again(
+    tmp_path: Path, index: str, card: ModelCard
+) -> None:
+    settings = settings_for(index, card, pile(tmp_path), run="r", append=True)
+    encode(settings)
+    catalog, manifest = current(index)
+    catalog.storage.delete("runs/r/published")
+    catalog.storage.delete("CURRENT")
+    assert encode(settings)["version"] == 1
+    assert catalog.manifest() == manifest
+
+
+def test_appending_shares_the_old_files(
+    tmp_path: Path, index: str, card: ModelCard, backbone: BackboneSettings
+) -> None:
+    encode(settings_for(index, card, pile(tmp_path, IMAGES[:30])))
+    more = pile(tmp_path, IMAGES[30:], "more")
+    encode(settings_for(index, card, more, append=True))
+    catalog, second = current(index)
+    first = catalog.manifest(1)
+    assert (second.parent, second.rows) == (1, 70)
+    assert second.files[: len(first.files)] == first.files
+    assert read_version(catalog.storage, second).column("code").to_pylist() == codes_of(
+        catalog.storage, card, features_of(IMAGES, backbone)
+    )
+    other = more.model_copy(update={"columns": ()})
+    with pytest.raises(InputError, match="its columns is"):
+        encode(settings_for(index, card, other, append=True))
+
+
+def test_cells_are_stored_with_the_codes_and_order_them(
+    tmp_path: Path, index: str, card: ModelCard, backbone: BackboneSettings
+) -> None:
+    features = features_of(list(crops(200)), backbone)
+    ivf = add_cells(Storage(index), card.digest, features, nlist=5)
+    encode(settings_for(index, ivf, pile(tmp_path)))
+    catalog, manifest = current(index)
+    assert manifest.geometry.nlist == 5
+    flat = codes_of(catalog.storage, card, features_of(IMAGES, backbone))
+    for file in manifest.files:
+        one = manifest.model_copy(update={"files": (file,)})
+        table = read_version(catalog.storage, one)
+        cells = table.column("cell").to_numpy()
+        assert (np.diff(cells) >= 0).all()
+        assert table.column("code").to_pylist() == [
+            flat[n - 1000] for n in table.column("id").to_pylist()
+        ]
+    assert len(set(read_version(catalog.storage, manifest).column("cell").to_pylist())) > 1
+
+
+def test_on_object_storage(s3: str, tmp_path: Path, backbone: BackboneSettings) -> None:
+    card = tiny_model(Storage(f"{s3}/index"), backbone)
+    encode(settings_for(f"{s3}/index", card, pile(tmp_path)))
+    catalog, manifest = current(f"{s3}/index")
+    assert read_version(catalog.storage, manifest).column("code").to_pylist() == codes_of(
+        catalog.storage, card, features_of(IMAGES, backbone)
+    )
+
+
+def test_mistakes_are_found_before_the_work(
+    tmp_path: Path, index: str, card: ModelCard, backbone: BackboneSettings
+) -> None:
+    source = pile(tmp_path)
+    with pytest.raises(NotFoundError, match="no model 'feed'"):
+        encode(settings_for(index, card, source, model="feed"))
+    with pytest.raises(InputError, match="the cluster has"):
+        encode(settings_for(index, card, source, pool={"encoders": 500}))
+    encode(settings_for(index, card, source, run="r"))
+    Storage(index).delete("runs/r/published")
+    with pytest.raises(ConfigError, match="begun with another fragment_rows"):
+        encode(settings_for(index, card, source, run="r", fragment_rows=30))
+    none = BackboneSettings(kind="none")
+    with pytest.raises(ConfigError, match="needs images and a backbone"):
+        featurize(FeaturizeSettings(source=source, output=str(tmp_path / "f"), backbone=none))

@@ -83,3 +83,13 @@ def test_operations_explains_every_metric_and_alert() -> None:
     source = yaml.safe_load((CHART / "rules.yaml").read_text())
     for rule in (rule for group in source.values() for rule in group if "alert" in rule):
         assert f"\n### {rule['alert']}\n" in text, rule["alert"]
+
+
+def test_the_packaged_chart_carries_rules_and_dashboards(helm: Helm, tmp_path: Path) -> None:
+    packed = helm.run("package", str(CHART), "-d", str(tmp_path))
+    assert packed.returncode == 0, packed.stderr
+    (archive,) = tmp_path.glob("*.tgz")
+    names = subprocess.run(["tar", "tzf", archive], capture_output=True, text=True, check=True)
+    files = {name.partition("/")[2] for name in names.stdout.split()}
+    assert {"rules.yaml", "dashboards/serving.json", "values.schema.json", "README.md"} <= files
+    assert not any(name.startswith("ci/") for name in files)

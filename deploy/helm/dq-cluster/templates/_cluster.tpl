@@ -16,6 +16,8 @@ autoscalerOptions:
   imagePullPolicy: {{ $values.image.pullPolicy }}
   env:
     - {name: HOME, value: /tmp}
+  volumeMounts:
+    - {name: tmp, mountPath: /tmp}
   securityContext: {{- toYaml $values.containerSecurityContext | nindent 4 }}
   resources:
     limits: {cpu: 500m, memory: 1Gi}

@@ -143,14 +143,15 @@ def read_codes(
     names = ["code", "cell"] if geometry.nlist else ["code"]
     table = file.read(columns=names)
     codes = np.concatenate(
-        [_code_matrix(c, geometry) for c in table.column("code").chunks]
+        [code_matrix(c, geometry) for c in table.column("code").chunks]
         or [np.empty((0, geometry.code_size), np.uint8)]
     )
     cells = table.column("cell").to_numpy() if geometry.nlist else None
     return codes, cells
 
 
-def _code_matrix(chunk: pa.FixedSizeBinaryArray, geometry: CodeGeometry) -> np.ndarray:
+def code_matrix(chunk: pa.FixedSizeBinaryArray, geometry: CodeGeometry) -> np.ndarray:
+    """A `code` column's values as they lie in memory: (rows, code_size) uint8, not copied."""
     size = geometry.code_size
     flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * size, chunk.offset * size)
     return flat.reshape(len(chunk), size)

@@ -1,0 +1,108 @@
+"""Compaction: the rows of a version in few files, without the deleted ones."""
+
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from dq_cluster import __version__
+from dq_cluster.errors import ConflictError
+from dq_cluster.index.catalog import Index
+from dq_cluster.index.codefile import (
+    RESERVED,
+    code_matrix,
+    code_table,
+    open_code_file,
+    write_code_file,
+)
+from dq_cluster.index.manifest import FileEntry, Manifest, Producer
+from dq_cluster.index.tombstones import read_tombstones
+
+
+def compact(index: Index, target_rows: int = 1_000_000) -> Manifest:
+    """Publish the current version again with files of about `target_rows` rows.
+
+    Small neighbours are merged, deleted rows are left out, and in an IVF version rows are put in
+    order of their cell again; a file that is big enough and has lost nothing is shared. Order
+    of the rows stays otherwise. Returns the current version where there is nothing to do.
+    """
+    run = f"compact-{uuid.uuid4().hex[:12]}"
+    old = index.manifest()
+    deleted = read_tombstones(index.storage, old)
+    groups = list(plan_compaction(old.files, set(deleted), target_rows))
+    if all(len(group) == 1 and group[0].path not in deleted for group in groups):
+        return old
+    files: list[FileEntry] = []
+    for number, group in enumerate(groups):
+        if len(group) == 1 and group[0].path not in deleted:
+            files.append(group[0])
+            continue
+        table = _merged(index, old, group, deleted)
+        if table.num_rows:
+            path = f"data/{run}/part-{number:06d}.parquet"
+            files.append(
+                write_code_file(index.storage, path, table, model=old.model, geometry=old.geometry)
+            )
+
+    def make(version: int, parent: int | None) -> Manifest:
+        if parent != old.version:
+            raise ConflictError(
+                f"version {parent} was published while version {old.version} was compacted; "
+                "compact again"
+            )
+        return Manifest(
+            version=version,
+            parent=parent,
+            model=old.model,
+            geometry=old.geometry,
+            id_type=old.id_type,
+            columns=old.columns,
+            files=tuple(files),
+            rows=sum(file.rows for file in files),
+            rejects=old.rejects,
+            rejected=old.rejected,
+            evaluation=old.evaluation,
+            producer=Producer(dq_cluster=__version__, run=run),
+        )
+
+    return index.publish(make)
+
+
+def plan_compaction(
+    files: tuple[FileEntry, ...], deleted: set[str], target_rows: int
+) -> Iterator[list[FileEntry]]:
+    """Consecutive files that become one; one of half the target with nothing deleted is let be."""
+    group: list[FileEntry] = []
+    for file in files:
+        alone = 2 * file.rows >= target_rows and file.path not in deleted
+        if group and (alone or sum(f.rows for f in group) + file.rows > target_rows):
+            yield group
+            group = []
+        group.append(file)
+        if alone:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _merged(
+    index: Index, manifest: Manifest, group: list[FileEntry], deleted: dict[str, np.ndarray]
+) -> pa.Table:
+    tables = []
+    for file in group:
+        opened = open_code_file(
+            index.storage, file, model=manifest.model, geometry=manifest.geometry
+        )
+        alive = np.ones(file.rows, bool)
+        alive[deleted.get(file.path, [])] = False
+        tables.append(opened.read().filter(pa.array(alive)))
+    table = pa.concat_tables(tables).combine_chunks()
+    return code_table(
+        table.column("id").combine_chunks(),
+        code_matrix(table.column("code").combine_chunks(), manifest.geometry),
+        manifest.geometry,
+        table.select([name for name in table.column_names if name not in RESERVED]),
+        table.column("cell").to_numpy() if manifest.geometry.nlist else None,
+    )

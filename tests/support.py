@@ -1,10 +1,11 @@
 """Small real indexes for tests: faiss trains the codebooks, the index modules write the rest."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import faiss
 import numpy as np
 import pyarrow as pa
+import torch
 
 from dq_cluster import __version__
 from dq_cluster.geometry import CodeGeometry, Metric
@@ -12,6 +13,10 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import code_table, write_code_file
 from dq_cluster.index.manifest import Manifest, Producer
 from dq_cluster.index.models import ModelCard, read_tensors, write_model
+from dq_cluster.model.bundle import load_model, save_model
+from dq_cluster.model.config import ModelSettings
+from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.storage import Storage
 
 
 def make_vectors(rows: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -75,14 +80,16 @@ def make_index(
     string_ids: bool = False,
     carried: bool = True,
     card: ModelCard | None = None,
+    embeddings: np.ndarray | None = None,
 ) -> tuple[Index, Manifest, np.ndarray]:
     """Publish a version of `rows` codes in `files` files; returns the vectors that were encoded.
 
-    Carried columns: `label` (row number modulo 10) and `uri`. `card` reuses a stored model.
+    Carried columns: `label` (row number modulo 10) and `uri`. `card` names a stored model;
+    `embeddings` (rows, dim) are encoded instead of made-up vectors.
     """
     index = Index.at(uri)
     geometry = CodeGeometry(dim=dim, m=m, nbits=nbits, metric=metric, nlist=nlist)
-    vectors = make_vectors(rows, dim, seed)
+    vectors = make_vectors(rows, dim, seed) if embeddings is None else embeddings
     if card is None:
         card = train_model(index, vectors[: max(300, 1 << nbits)], geometry)
     codes, cells = encode(vectors, read_tensors(index.storage, card), geometry)
@@ -124,3 +131,60 @@ def make_index(
 
 def _quantizer(geometry: CodeGeometry) -> faiss.ProductQuantizer:
     return faiss.ProductQuantizer(geometry.dim, geometry.m, geometry.nbits)
+
+
+FEATURE_DIM = 12
+
+
+def make_model(
+    uri: str,
+    *,
+    dim: int = 16,
+    m: int = 4,
+    nbits: Literal[4, 8] = 8,
+    metric: Metric = "l2",
+    seed: int = 0,
+    preprocessing: dict[str, Any] | None = None,
+    feature_dim: int = FEATURE_DIM,
+) -> ModelCard:
+    """A DeepQuan with random weights and codebooks trained by faiss, stored below the index."""
+    settings = ModelSettings(
+        bits=m * nbits, nbits=nbits, dim=dim, metric=metric, hidden=(24,), components=0
+    )
+    torch.manual_seed(seed)
+    network = DeepQuan(settings, feature_dim)
+    pq = _quantizer(settings.geometry)
+    pq.cp.niter, pq.cp.verbose, pq.cp.min_points_per_centroid = 2, False, 1
+    with torch.no_grad():
+        sample = network.embed(torch.from_numpy(make_vectors(600, feature_dim, seed)))
+    pq.train(sample.numpy())
+    network.codebooks.copy_(
+        torch.from_numpy(faiss.vector_to_array(pq.centroids)).view_as(network.codebooks)
+    )
+    return save_model(
+        Storage(uri), network, preprocessing=preprocessing or {}, training={}, evaluation={}
+    )
+
+
+def make_version(
+    uri: str, card: ModelCard, *, rows: int = 2000, files: int = 8, seed: int = 0
+) -> tuple[Manifest, np.ndarray]:
+    """Publish a version of features encoded by a model of `make_model`; returns the features."""
+    features = make_vectors(rows, card.feature_dim, seed)
+    network, _ = load_model(Storage(uri), card.digest)
+    with torch.no_grad():
+        embeddings = network.embed(torch.from_numpy(features)).numpy()
+    geometry = card.geometry
+    _, manifest, _ = make_index(
+        uri,
+        rows=rows,
+        dim=geometry.dim,
+        m=geometry.m,
+        nbits=geometry.nbits,
+        metric=geometry.metric,
+        files=files,
+        seed=seed,
+        card=card,
+        embeddings=embeddings,
+    )
+    return manifest, features

@@ -1,0 +1,126 @@
+"""What is asked and answered, over every surface: HTTP, gRPC, Python, local or remote."""
+
+from typing import Any
+
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from dq_cluster.errors import DqError, InputError
+from dq_cluster.serve.config import Limits
+
+Vector = list[FiniteFloat]
+_SUBJECTS = ("vector", "vectors", "embedding", "embeddings", "id", "image")
+
+
+class SearchRequest(BaseModel):
+    """What to look for, and how. Exactly one of vector(s), embedding(s), id, and image.
+
+    vector: a feature of the backbone, which the model embeds; vectors: several. embedding: a
+    vector that is already in the space of the codes. image: an encoded image, base64 in JSON.
+    k: neighbours wanted. nprobe: cells of an IVF version to look into, 0 for all. filter:
+    conditions on carried columns. include: carried columns to return. Unset: the server's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vector: Vector | None = None
+    vectors: list[Vector] | None = Field(None, min_length=1)
+    embedding: Vector | None = None
+    embeddings: list[Vector] | None = Field(None, min_length=1)
+    id: int | str | None = None
+    image: Base64Bytes | None = None
+    k: int = Field(10, ge=1)
+    nprobe: int | None = Field(None, ge=0)
+    timeout_ms: int | None = Field(None, ge=1)
+    min_coverage: float | None = Field(None, ge=0, le=1)
+    filter: dict[str, Any] | None = None
+    include: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> "SearchRequest":
+        if len(self.subject) != 1:
+            found = ", ".join(self.subject) or "none"
+            raise ValueError(f"give exactly one of {', '.join(_SUBJECTS)}; found {found}")
+        return self
+
+    @property
+    def subject(self) -> list[str]:
+        return [name for name in _SUBJECTS if getattr(self, name) is not None]
+
+    def check(self, limits: Limits) -> None:
+        """Raise InputError where the request asks for more than it may."""
+        asked = {
+            "k": (self.k, limits.max_k),
+            "queries": (len(self.vectors or self.embeddings or ()), limits.max_batch),
+            "timeout_ms": (self.timeout_ms or 0, limits.max_timeout_ms),
+        }
+        for name, (value, most) in asked.items():
+            if value > most:
+                raise InputError(f"{name} {value} is more than this server allows: {most}")
+
+
+class Hit(BaseModel):
+    """One neighbour: higher scores are better; `columns` holds what `include` named."""
+
+    id: int | str
+    score: float
+    columns: dict[str, Any] = Field(default_factory=dict)
+
+
+class ShardFailure(BaseModel):
+    """A shard that did not answer, and why."""
+
+    shard: int
+    reason: str
+
+
+class SearchResponse(BaseModel):
+    """The answer, and how it came about.
+
+    hits: for each query its neighbours, best first. version: of the index, the only one that was
+    searched. coverage: codes searched / codes in the version. timed_out: some shard gave no
+    answer in time; failed_shards: those that answered with an error. ms: milliseconds per step.
+    """
+
+    hits: list[list[Hit]]
+    version: int
+    coverage: float
+    timed_out: bool
+    failed_shards: list[ShardFailure]
+    shards: int
+    ms: dict[str, float]
+
+
+class IndexInfo(BaseModel):
+    """The version being served."""
+
+    version: int
+    model: str
+    rows: int
+    dim: int
+    feature_dim: int
+    bits: int
+    metric: str
+    columns: list[str]
+    shards: int
+    images: bool
+    evaluation: dict[str, Any]
+
+
+class VersionInfo(BaseModel):
+    """A version that the index holds."""
+
+    version: int
+    current: bool
+    serving: bool
+
+
+class CoverageError(DqError):
+    """Too little of the index answered; `response` holds what there is."""
+
+    def __init__(self, response: SearchResponse, wanted: float) -> None:
+        self.response = response
+        what = "timed out" if response.timed_out else "failed"
+        super().__init__(
+            f"only {response.coverage:.4f} of the index was searched ({what}), "
+            f"min_coverage is {wanted}; lower min_coverage to accept what there is"
+        )

@@ -1,0 +1,77 @@
+"""Micro-batching: queries that wait anyway are searched together.
+
+A query that finds no batch of its kind under way starts one at once. While one is under way,
+those that come share the next, which starts when the first is done or has taken unusually long.
+So a single client pays nothing, many clients share the cost of asking the shards, and a shard
+that hangs does not hold up the queries behind it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+K = TypeVar("K")
+R = TypeVar("R")
+_Caller = tuple[np.ndarray, asyncio.Future[tuple[slice, R]]]
+_PATIENCE_S = 0.1
+
+
+class Batcher(Generic[K, R]):
+    """Runs `work(key, vectors)` with the vectors of several callers that have equal keys."""
+
+    def __init__(self, work: Callable[[K, np.ndarray], Awaitable[R]], most: int) -> None:
+        self._work = work
+        self._most = most
+        self._waiting: dict[K, list[_Caller[R]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, key: K, vectors: np.ndarray) -> tuple[slice, R]:
+        """The result of the batch that `vectors` (n, d) went into, and their places in it."""
+        future: asyncio.Future[tuple[slice, R]] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.get(key)
+        if waiting is not None:
+            waiting.append((vectors, future))
+        else:
+            self._waiting[key] = [(vectors, future)]
+            self._spawn(self._drain(key))
+        return await future
+
+    async def _drain(self, key: K) -> None:
+        """Start batches until nobody of this kind waits."""
+        while self._waiting[key]:
+            await asyncio.wait(
+                {self._spawn(self._run_batch(key, self._take(key)))}, timeout=_PATIENCE_S
+            )
+        del self._waiting[key]
+
+    async def _run_batch(self, key: K, batch: list[_Caller[R]]) -> None:
+        try:
+            result = await self._work(key, np.concatenate([vectors for vectors, _ in batch]))
+        except Exception as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        begin = 0
+        for vectors, future in batch:
+            if not future.done():
+                future.set_result((slice(begin, begin + len(vectors)), result))
+            begin += len(vectors)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _take(self, key: K) -> list[_Caller[R]]:
+        """Remove from the queue as many callers as fit one batch, at least one."""
+        waiting = self._waiting[key]
+        count, rows = 1, len(waiting[0][0])
+        while count < len(waiting) and rows + len(waiting[count][0]) <= self._most:
+            rows += len(waiting[count][0])
+            count += 1
+        self._waiting[key] = waiting[count:]
+        return waiting[:count]

@@ -1,0 +1,45 @@
+"""Settings of the query API."""
+
+from pydantic import Field
+
+from dq_cluster.config import Settings
+
+
+class Limits(Settings):
+    """What one request may ask for. Bytes are of the request body, pixels of a decoded image."""
+
+    max_k: int = Field(default=1000, ge=1)
+    max_batch: int = Field(default=256, ge=1)
+    max_body_bytes: int = Field(default=32 << 20, ge=1024)
+    max_pixels: int = Field(default=50_000_000, ge=1)
+    max_timeout_ms: int = Field(default=10_000, ge=1)
+    requests_per_second: float = Field(default=0, ge=0, description="per API key; 0: no limit")
+
+
+class ServeSettings(Settings):
+    """How an index is served.
+
+    index: where it lies. version: the one to serve first (default: CURRENT). shards, replicas:
+    deployments, and copies of each. cpus: of one replica; faiss uses as many threads. routers:
+    copies of the router. nprobe: cells looked into in an IVF version (0: all). timeout_ms and
+    min_coverage: used by queries that name none. batch: most queries that are searched together.
+    host, port: where HTTP is served when this process starts Serve (port 0: any free one);
+    grpc_port likewise, 0 for no gRPC.
+    """
+
+    index: str
+    version: int | None = None
+    shards: int = Field(default=4, ge=1, le=512)
+    replicas: int = Field(default=1, ge=1, le=64)
+    routers: int = Field(default=1, ge=1, le=64)
+    cpus: float = Field(default=1.0, gt=0)
+    nprobe: int = Field(default=0, ge=0)
+    timeout_ms: int = Field(default=2000, ge=1)
+    min_coverage: float = Field(default=1.0, ge=0, le=1)
+    batch: int = Field(default=64, ge=1)
+    memory_gb: float = Field(default=0, ge=0, description="of one replica; 0: what is free")
+    load_timeout_s: float = Field(default=600, gt=0)
+    limits: Limits = Limits()
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    grpc_port: int = Field(default=0, ge=0, le=65535)

@@ -1,0 +1,41 @@
+"""From what a user has (a feature, an image) to an embedding, with the model of a version."""
+
+import numpy as np
+import torch
+
+from dq_cluster.errors import InputError
+from dq_cluster.images.backbone import Backbone, load_backbone
+from dq_cluster.images.config import ImageLimits
+from dq_cluster.images.decode import RejectError, decode_image
+from dq_cluster.model.bundle import load_model
+from dq_cluster.storage import Storage
+
+
+class Embedder:
+    """The network of one model and, where it was trained on images, its backbone."""
+
+    def __init__(self, storage: Storage, model: str, limits: ImageLimits) -> None:
+        self._network, self.card = load_model(storage, model)
+        self._limits = limits
+        self._backbone: Backbone | None = None
+        if self.card.preprocessing.get("kind", "none") != "none":
+            self._backbone = load_backbone(self.card.preprocessing)
+
+    @property
+    def takes_images(self) -> bool:
+        return self._backbone is not None
+
+    def embed(self, features: np.ndarray) -> np.ndarray:
+        """(n, feature_dim) → (n, dim) float32. Raises InputError for another shape."""
+        with torch.inference_mode():
+            return self._network.embed(torch.from_numpy(features)).numpy()
+
+    def feature(self, image: bytes) -> np.ndarray:
+        """The feature (1, feature_dim) of an encoded image. Raises InputError."""
+        if self._backbone is None:
+            raise InputError("this index was made from features; ask with a vector, not an image")
+        try:
+            pixels = decode_image(image, self._backbone.image_size, self._limits)
+        except RejectError as error:
+            raise InputError(f"the image cannot be read: {error.reason.value}") from None
+        return self._backbone.features(pixels[None])

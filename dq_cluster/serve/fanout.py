@@ -1,0 +1,102 @@
+"""Ask every shard, with a deadline; hedge the slow, retry the failed."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dq_cluster.errors import DqError
+from dq_cluster.observe.metrics import HEDGES, RETRIES
+from dq_cluster.serve.policy import Attempts, HedgeBudget, Latencies, Step, next_step
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a shard gave no answer. `refused`: the question was wrong, asking again is useless."""
+
+    reason: str
+    timed_out: bool = False
+    refused: bool = False
+
+
+class Fanout:
+    """Remembers how fast each shard usually is. Works within one event loop."""
+
+    def __init__(self, shards: int) -> None:
+        self._latencies = [Latencies() for _ in range(shards)]
+        self._budget = HedgeBudget()
+        self._stragglers: set[asyncio.Task[Any]] = set()
+
+    async def ask_all(
+        self,
+        ask: Callable[[int], Awaitable[Any]],
+        shards: Sequence[int],
+        deadline: float,
+    ) -> list[Any]:
+        """One answer or Failure for each of `shards`; `deadline` is of time.monotonic()."""
+        return list(await asyncio.gather(*(self._ask(ask, s, deadline) for s in shards)))
+
+    async def _ask(self, ask: Callable[[int], Awaitable[Any]], shard: int, deadline: float) -> Any:
+        begin = time.monotonic()
+        hedge_at = begin + self._latencies[shard].hedge_after()
+        running: set[asyncio.Task[Any]] = {self._send(ask, shard)}
+        attempts, reason = Attempts(started=1, failed=0, hedged=False), ""
+        while True:
+            now = time.monotonic()
+            step = next_step(attempts, now, deadline, hedge_at, self._budget.allows)
+            match step:
+                case Step.TIME_OUT:
+                    return Failure(f"no answer in {now - begin:.2f} s", timed_out=True)
+                case Step.FAIL:
+                    return Failure(reason)
+                case Step.HEDGE | Step.RETRY:
+                    running.add(self._send(ask, shard))
+                    if step is Step.HEDGE:
+                        self._budget.spend()
+                    (HEDGES if step is Step.HEDGE else RETRIES).inc(shard=shard)
+                    attempts = Attempts(
+                        attempts.started + 1, attempts.failed, attempts.hedged or step is Step.HEDGE
+                    )
+                    continue
+            until = deadline if attempts.hedged or now >= hedge_at else min(hedge_at, deadline)
+            done, running = await asyncio.wait(
+                running, timeout=until - now, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                answer = _outcome(task)
+                if not isinstance(answer, Failure):
+                    self._latencies[shard].add(time.monotonic() - begin)
+                    return answer
+                if answer.refused:
+                    return answer
+                reason = answer.reason
+                attempts = Attempts(attempts.started, attempts.failed + 1, attempts.hedged)
+
+    def _send(self, ask: Callable[[int], Awaitable[Any]], shard: int) -> asyncio.Task[Any]:
+        # A request that lost is not cancelled: while it is open, its replica counts as busy, and
+        # Serve sends the next ones to others. That keeps queries away from a replica that hangs.
+        self._budget.earn()
+        task = asyncio.ensure_future(ask(shard))
+        self._stragglers.add(task)
+        task.add_done_callback(self._settled)
+        return task
+
+    def _settled(self, task: asyncio.Task[Any]) -> None:
+        self._stragglers.discard(task)
+        if not task.cancelled():
+            task.exception()  # an answer that came too late may be an error: nobody asks
+
+
+def _outcome(task: asyncio.Task[Any]) -> Any:
+    if task.cancelled():
+        return Failure("cancelled")
+    error = task.exception()
+    if error is None:
+        return task.result()
+    # Only our own messages are meant for users; others may name hosts and paths.
+    logger.warning("a shard's replica failed", extra={"why": repr(error)})
+    return Failure(str(error) if isinstance(error, DqError) else type(error).__name__)

@@ -1,0 +1,68 @@
+"""Serving from this process: start Ray Serve, deploy the application, stop it again."""
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from dq_cluster.errors import DqError
+from dq_cluster.index.catalog import Index
+from dq_cluster.serve.config import ServeSettings
+
+APPLICATION = "dq-cluster"
+
+
+@contextlib.contextmanager
+def serving(settings: ServeSettings) -> Iterator[str]:
+    """Serve inside the block; yields the URL. Ray must be running.
+
+    Raises NotFoundError for an index without that version, and DqError where a replica cannot
+    start.
+    """
+    Index.at(settings.index).manifest(settings.version)
+    from ray import serve
+
+    from dq_cluster.serve.app import build
+
+    port = settings.port or free_port(settings.host)
+    serve.start(http_options={"host": settings.host, "port": port})
+    try:
+        # Relative paths mean the folder of this process; replicas run in others.
+        absolute = {"index": Index.at(settings.index).storage.uri}
+        try:
+            serve.run(
+                build(settings.model_copy(update=absolute).model_dump()),
+                name=APPLICATION,
+                route_prefix="/",
+            )
+        except RuntimeError as error:
+            raise DqError(f"serving could not start: {_reason(error)}") from error
+        yield f"http://{settings.host}:{port}"
+    finally:
+        serve.shutdown()
+
+
+def serve_forever(settings: ServeSettings, on_ready: Callable[[dict[str, Any]], None]) -> None:
+    """Serve until the process is interrupted or terminated; `on_ready` gets where and what."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with serving(settings) as url:
+        version = Index.at(settings.index).manifest(settings.version).version
+        on_ready({"url": url, "index": settings.index, "version": version})
+        stop.wait()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line of Serve's account of a failed deployment that names an error of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if "Error: " in line]
+    return lines[-1] if lines else str(error)

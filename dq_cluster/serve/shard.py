@@ -1,0 +1,107 @@
+"""One shard of one version, loaded: what a replica answers from. No Ray here."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from dq_cluster.errors import DqError
+from dq_cluster.geometry import CodeGeometry
+from dq_cluster.index.catalog import Index
+from dq_cluster.index.filters import Filter
+from dq_cluster.index.manifest import Manifest
+from dq_cluster.index.merge import MISSING
+from dq_cluster.index.rows import Rows
+from dq_cluster.index.searcher import Searcher
+from dq_cluster.index.shards import Shard, plan_shards
+
+_ROW_BYTES = 2
+_IVF_ROW_BYTES = 8  # faiss keeps a 64-bit label with every code in a cell
+
+
+class DoesNotFitError(DqError):
+    """A version needs more memory than the replica may use; nothing was loaded."""
+
+
+@dataclass(frozen=True)
+class ShardQuery:
+    """One batch for one shard: embeddings (n, dim) float32, and how to search."""
+
+    version: int
+    embeddings: np.ndarray
+    k: int
+    nprobe: int = 0
+    filter: Filter | None = None
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShardAnswer:
+    """scores and ordinals (n, k); `rows` holds id and columns of each place, nulls if missing."""
+
+    scores: np.ndarray
+    ordinals: np.ndarray
+    rows: pa.Table
+    seconds: float = field(compare=False)
+
+
+class LoadedShard:
+    """Codes, ids, and carried columns of one shard. Searched from several threads."""
+
+    def __init__(self, index: Index, manifest: Manifest, shard: Shard) -> None:
+        self.manifest = manifest
+        self.shard = shard
+        self.searcher = Searcher.load(index, manifest, shard)
+        self.rows = Rows.load(index, manifest, shard)
+
+    def search(self, query: ShardQuery) -> ShardAnswer:
+        """The best `k` of this shard for every embedding. Raises InputError."""
+        begin = time.perf_counter()
+        keep = None if query.filter is None else self.rows.matching(query.filter)
+        scores, ordinals = self.searcher.search(
+            query.embeddings, query.k, nprobe=query.nprobe or None, keep=keep
+        )
+        rows = self.rows.take(ordinals[ordinals != MISSING], ["id", *query.columns])
+        return ShardAnswer(scores, ordinals, rows, time.perf_counter() - begin)
+
+    def find(self, id: int | str) -> np.ndarray | None:
+        """What the code of the row `id` stands for, (dim,) float32; None if it is not here."""
+        ordinal = self.rows.find(id)
+        return None if ordinal is None else self.searcher.embedding(ordinal)
+
+
+def load_shard(
+    index: Index, version: int, number: int, shards: int, allowed_bytes: int = 0
+) -> LoadedShard:
+    """Load shard `number` of `shards`, after checking that it fits (0: what is free here).
+
+    Raises DoesNotFitError with the numbers, and whatever reading an index raises.
+    """
+    manifest = index.manifest(version)
+    shard = plan_shards(manifest.files, shards)[number]
+    check_fits(shard.rows, manifest.geometry, allowed_bytes or free_memory())
+    return LoadedShard(index, manifest, shard)
+
+
+def check_fits(rows: int, geometry: CodeGeometry, allowed_bytes: int) -> None:
+    """Raise DoesNotFitError where `rows` codes take more memory than `allowed_bytes`."""
+    row = geometry.code_size + _ROW_BYTES + (_IVF_ROW_BYTES if geometry.nlist else 0)
+    if geometry.nbits == 4 and not geometry.nlist:
+        row += geometry.code_size  # fast-scan packs a second copy while it is built
+    if rows * row > allowed_bytes:
+        raise DoesNotFitError(
+            f"{rows:,} codes of {geometry.code_size} bytes need {rows * row / 1e9:.3f} GB, "
+            f"{allowed_bytes / 1e9:.3f} GB are allowed; use more shards or larger replicas"
+        )
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine and, in a container, of its limit."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and limit.read_text().strip() != "max":
+        return min(free << 10, int(limit.read_text()) - int(used.read_text()))
+    return free << 10

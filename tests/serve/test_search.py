@@ -1,0 +1,93 @@
+"""Over HTTP, four shards answer exactly what one faiss index over the same codes does."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dq_cluster.index.catalog import Index
+from dq_cluster.index.searcher import Searcher
+from dq_cluster.model.bundle import load_model
+from tests.serve.conftest import SHARDS, Service
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def whole(service: Service) -> Searcher:
+    return Searcher.load(Index.at(service.uri), service.manifest)
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(k=st.integers(1, 1000), seed=st.integers(0, 10_000), queries=st.integers(1, 5))
+def test_shards_over_http_equal_one_index(
+    service: Service, whole: Searcher, k: int, seed: int, queries: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    embeddings = rng.normal(size=(queries, 16)).astype(np.float32)
+    with service.http as http:
+        answer = http.post("/v1/search", json={"embeddings": embeddings.tolist(), "k": k})
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    scores, ordinals = whole.search(embeddings, k)
+    assert [[hit["id"] for hit in hits] for hits in body["hits"]] == ordinals.tolist()
+    np.testing.assert_array_equal(
+        np.float32([[hit["score"] for hit in hits] for hits in body["hits"]]), scores
+    )
+    assert body["version"] == 1
+    assert body["coverage"] == 1
+    assert body["shards"] == SHARDS
+    assert not body["timed_out"]
+    assert not body["failed_shards"]
+
+
+def test_a_feature_is_embedded_by_the_model(service: Service, whole: Searcher) -> None:
+    import torch
+
+    network, _ = load_model(Index.at(service.uri).storage, service.card.digest)
+    with torch.no_grad():
+        embedding = network.embed(torch.from_numpy(service.features[:3])).numpy()
+    wanted_scores, wanted = whole.search(embedding, 5)
+    with service.http as http:
+        body = http.post(
+            "/v1/search",
+            json={"vectors": service.features[:3].tolist(), "k": 5, "include": ["label", "uri"]},
+        ).json()
+    for row, hits in enumerate(body["hits"]):
+        assert [hit["id"] for hit in hits] == wanted[row].tolist()
+        for hit in hits:
+            assert hit["columns"] == {"label": hit["id"] % 10, "uri": f"images/{hit['id']}.png"}
+    assert set(body["ms"]) == {"prepare", "queue", "embed", "search", "merge", "total"}
+    assert wanted_scores.shape == (3, 5)
+
+
+def test_search_by_id_is_search_by_what_its_code_stands_for(
+    service: Service, whole: Searcher
+) -> None:
+    with service.http as http:
+        for id in (0, 777, 1499):
+            hits = http.post("/v1/search", json={"id": id, "k": 20}).json()["hits"][0]
+            _, wanted = whole.search(whole.embedding(id)[None], 20)
+            assert [hit["id"] for hit in hits] == wanted[0].tolist()
+
+
+def test_a_filter_is_searched_as_if_the_rest_did_not_exist(
+    service: Service, whole: Searcher
+) -> None:
+    embedding = np.random.default_rng(5).normal(size=(1, 16)).astype(np.float32)
+    keep = np.arange(1500) % 10 >= 8
+    keep &= np.arange(1500) < 700
+    _, wanted = whole.search(embedding, 30, keep=keep)
+    with service.http as http:
+        body = http.post(
+            "/v1/search",
+            json={
+                "embedding": embedding[0].tolist(),
+                "k": 30,
+                "filter": {"label": {"ge": 8}, "id": {"lt": 700}},
+            },
+        ).json()
+    assert [hit["id"] for hit in body["hits"][0]] == wanted[0].tolist()
+    assert body["coverage"] == 1

@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dq_cluster.errors import InputError, NotFoundError
+from dq_cluster.images.backbone import PREPROCESSING
 from dq_cluster.storage import FileInfo, Storage
-
-PREPROCESSING = b"dq.preprocessing"
 
 
 @dataclass(frozen=True)

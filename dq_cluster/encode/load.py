@@ -38,7 +38,7 @@ class Chunk:
     """Consecutive rows of a lane.
 
     rows: `id`, `uri`, and the carried columns of what can be encoded; payload: their pixels
-    (n, s, s, 3) uint8 or features (n, dim) float32; rejects: `id`, `uri`, `reason` of the rest;
+    (n, s, s, 3) uint8 or features (n, dim) as stored; rejects: `id`, `uri`, `reason` of the rest;
     seconds: what reading and decoding took.
     """
 
@@ -90,13 +90,14 @@ def _features(table: pa.Table, reasons: list[str | None], dim: int) -> np.ndarra
     """Features of the rows without a reason; one that is not `dim` finite floats gets one."""
     column = table.column("feature")
     fits = pc.equal(pc.list_value_length(column), dim).fill_null(False).to_numpy()
-    flat = pc.list_flatten(column.filter(pa.array(fits))).to_numpy()
-    features = np.full((table.num_rows, dim), np.nan, np.float32)
-    features[fits] = flat.reshape(-1, dim)
-    fits = np.isfinite(features).all(axis=1)
+    whole = column if fits.all() else column.filter(pa.array(fits))
+    features = pc.list_flatten(whole).to_numpy().reshape(-1, dim)
+    finite = np.isfinite(features).all(axis=1)
+    fits[fits] = finite
     for row in np.flatnonzero(~fits):
         reasons[row] = reasons[row] or Reason.BAD_FEATURE.value
-    return features[[reason is None for reason in reasons]]
+    kept = np.array([reason is None for reason in reasons], bool)
+    return features if kept.all() else features[finite][kept[fits]]
 
 
 def _chunk(

@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 import yaml
 
-from dq_cluster.config import Settings, load_settings
+from dq_cluster.config import Settings, load_settings, validate_settings
 from dq_cluster.encode.config import EncodeSettings, FeaturizeSettings
 from dq_cluster.evaluate.config import EvaluateSettings
+from dq_cluster.serve.config import ServeSettings
 from dq_cluster.train.config import TrainSettings
 from tests.helm.conftest import CHART, CI_VALUES, Helm, of_kind, only, pods
 
 INDEX = ("--set", "index=s3://images/index")
 CI = {path.name.removesuffix("-values.yaml"): str(path) for path in CI_VALUES}
 
+RULES = ("--set", "metrics.prometheusRule.enabled=true")
 KINDS: dict[str, type[Settings]] = {
     "featurize": FeaturizeSettings,
     "train": TrainSettings,
@@ -54,15 +56,36 @@ def test_every_pod_is_restricted(helm4: Helm, values: Path) -> None:
             assert context["allowPrivilegeEscalation"] is False, name
             assert context["capabilities"] == {"drop": ["ALL"]}, name
             assert context["readOnlyRootFilesystem"] is True, name
+            if "RayS" in name or "RayJob" in name:
+                assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"], name
+                assert {"name": "HOME", "value": "/tmp"} in container["env"], name
             assert container["resources"]["limits"].keys() >= {"cpu", "memory"}, name
+            assert container["resources"]["requests"].keys() >= {"cpu", "memory"}, name
+            assert container["imagePullPolicy"] == "IfNotPresent", name
             assert not any("hostPort" in port for port in container.get("ports", [])), name
 
 
 @pytest.mark.parametrize("values", CI_VALUES, ids=lambda path: path.name)
-def test_resources_do_not_collide(helm4: Helm, values: Path) -> None:
+def test_every_resource_is_labelled_and_none_collide(helm4: Helm, values: Path) -> None:
     documents = helm4.render("-f", str(values))
     names = [(d["kind"], d["metadata"]["name"]) for d in documents]
     assert len(set(names)) == len(names)
+    for document in documents:
+        labels = document["metadata"]["labels"]
+        assert labels["app.kubernetes.io/name"] == "dq-cluster"
+        assert labels["app.kubernetes.io/instance"] == "rel"
+        assert labels["app.kubernetes.io/managed-by"] == "Helm"
+        assert labels["helm.sh/chart"] == "dq-cluster-0.1.0"
+
+
+@pytest.mark.parametrize("values", CI_VALUES, ids=lambda path: path.name)
+def test_only_the_autoscaler_gets_a_kubernetes_token(helm4: Helm, values: Path) -> None:
+    documents = helm4.render("-f", str(values))
+    for name, template in pods(documents).items():
+        head_scales = values.name.startswith("autoscaling") and name.endswith("/head")
+        assert template["spec"]["automountServiceAccountToken"] is head_scales, name
+    for account in of_kind(documents, "ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
 
 
 def test_the_default_is_a_served_index(helm: Helm) -> None:
@@ -71,7 +94,11 @@ def test_the_default_is_a_served_index(helm: Helm) -> None:
     assert kinds == ["Pod", "PodDisruptionBudget", "RayService", "ServiceAccount"]
     service = only(documents, "RayService")
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
-    assert config["applications"][0]["args"] == {"index": "s3://images/index"}
+    (application,) = config["applications"]
+    assert application["args"] == {"index": "s3://images/index"}
+    assert application["route_prefix"] == "/"
+    options = config["http_options"]
+    assert (options["host"], options["port"], options["request_timeout_s"]) == ("0.0.0.0", 8000, 60)
     cluster = service["spec"]["rayClusterConfig"]
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -84,7 +111,7 @@ def test_the_default_is_a_served_index(helm: Helm) -> None:
 
 
 @pytest.mark.parametrize("name", CI)
-def test_ray_accepts_the_serve_config(helm4: Helm, name: str) -> None:
+def test_ray_and_the_query_api_accept_the_serve_config(helm4: Helm, name: str) -> None:
     from ray.serve.schema import ServeDeploySchema
 
     services = of_kind(helm4.render("-f", CI[name]), "RayService")
@@ -94,7 +121,8 @@ def test_ray_accepts_the_serve_config(helm4: Helm, name: str) -> None:
     config = yaml.safe_load(services[0]["spec"]["serveConfigV2"])
     schema = ServeDeploySchema.model_validate(config)
     assert schema.applications[0].import_path == "dq_cluster.serve.app:build"
-    assert schema.applications[0].args["index"] == "s3://images/index"
+    settings = validate_settings(ServeSettings, schema.applications[0].args, name)
+    assert settings.index == "s3://images/index"
 
 
 def test_settings_reach_the_query_api_with_their_types(helm: Helm) -> None:
@@ -132,6 +160,33 @@ def test_a_running_cluster_outlives_a_new_chart(helm: Helm) -> None:
                 "app.kubernetes.io/instance",
                 "app.kubernetes.io/component",
             }
+
+
+def test_what_production_asks_for_arrives(helm: Helm) -> None:
+    documents = helm.render("-f", CI["production"])
+    annotations = only(documents, "ServiceAccount")["metadata"]["annotations"]
+    assert annotations == {
+        "eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/images",
+    }
+    worker = pods(documents)["RayService/rel-dq-cluster/cpu"]["spec"]
+    assert worker["serviceAccountName"] == "rel-dq-cluster"
+    assert worker["priorityClassName"] == "serving"
+    assert worker["nodeSelector"] == {"pool": "memory"}
+    assert worker["tolerations"][0]["value"] == "memory"
+    assert worker["topologySpreadConstraints"][0]["topologyKey"] == "topology.kubernetes.io/zone"
+    assert worker["terminationGracePeriodSeconds"] == 60
+    labelled = helm.render(*INDEX, *RULES, "--set", "metrics.prometheusRule.labels.team=images")
+    assert only(labelled, "PrometheusRule")["metadata"]["labels"]["team"] == "images"
+    ports = {p["name"]: p["containerPort"] for p in worker["containers"][0]["ports"]}
+    assert ports == {"serve": 8000, "metrics": 8080}
+
+
+def test_own_probes_replace_those_of_kuberay(helm: Helm) -> None:
+    probe = "serve.workerGroups.cpu.readinessProbe.httpGet"
+    given = helm.render(*INDEX, "--set", f"{probe}.path=/readyz,{probe}.port=8000")
+    container = pods(given)["RayService/rel-dq-cluster/cpu"]["spec"]["containers"][0]
+    assert container["readinessProbe"] == {"httpGet": {"path": "/readyz", "port": 8000}}
+    assert "livenessProbe" not in container
 
 
 def test_images_by_tag_digest_and_gpu(helm: Helm) -> None:
@@ -204,19 +259,15 @@ def test_names_keep_their_suffixes_within_47_characters(helm: Helm) -> None:
     assert sum(kind == "RayJob" for kind, _ in names) == 4
 
 
-def test_autoscaling_gives_only_the_head_a_token(helm: Helm) -> None:
+def test_autoscaling(helm: Helm) -> None:
     documents = helm.render("-f", CI["autoscaling"])
     cluster = only(documents, "RayService")["spec"]["rayClusterConfig"]
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["autoscalerOptions"]["version"] == "v2"
     context = cluster["autoscalerOptions"]["securityContext"]
     assert context["allowPrivilegeEscalation"] is False
-    tokens = {
-        name.rpartition("/")[2]: template["spec"]["automountServiceAccountToken"]
-        for name, template in pods(documents).items()
-        if name.startswith("RayService")
-    }
-    assert tokens == {"head": True, "cpu": False}
+    assert context["readOnlyRootFilesystem"] is True
+    assert cluster["autoscalerOptions"]["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
     worker = cluster["workerGroupSpecs"][0]
     assert (worker["minReplicas"], worker["maxReplicas"]) == (2, 8)
     for template in pods(documents).values():
@@ -324,6 +375,7 @@ def test_monitor_selects_ray_pods_and_names_the_release(helm: Helm) -> None:
 
 def test_kueue_gets_a_queue_name_and_no_autoscaling(helm: Helm) -> None:
     job = only(helm.render("-f", CI["jobs"]), "RayJob")
+    assert job["spec"]["submitterPodTemplate"]["spec"]["restartPolicy"] == "Never"
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "batch"
     assert job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is False
     assert job["spec"]["shutdownAfterJobFinishes"] is True
@@ -342,6 +394,7 @@ def test_the_laptop_file_turns_the_token_off_and_traces_on(helm: Helm) -> None:
 def test_the_helm_test_asks_the_service_that_kuberay_makes(helm: Helm) -> None:
     pod = only(helm.render(*INDEX), "Pod")
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert pod["spec"]["restartPolicy"] == "Never"
     (script,) = pod["spec"]["containers"][0]["args"]
     compile(script, "query.py", "exec")
     assert "http://rel-dq-cluster-serve-svc:8000" in script

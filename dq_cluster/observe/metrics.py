@@ -133,7 +133,7 @@ QUERY_SECONDS = Histogram(
 )
 STEP_SECONDS = Histogram(
     "dq_query_step_seconds",
-    "One step of a query: queue, decode, embed, search, rerank, merge, lookup.",
+    "One step of a query: embed, search, merge.",
     ["step"],
     _LATENCY_SECONDS,
 )

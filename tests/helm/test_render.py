@@ -97,6 +97,7 @@ def test_the_default_is_a_served_index(helm: Helm) -> None:
     (application,) = config["applications"]
     assert application["args"] == {"index": "s3://images/index"}
     assert application["route_prefix"] == "/"
+    assert config["proxy_location"] == "EveryNode"
     options = config["http_options"]
     assert (options["host"], options["port"], options["request_timeout_s"]) == ("0.0.0.0", 8000, 60)
     cluster = service["spec"]["rayClusterConfig"]
@@ -179,6 +180,15 @@ def test_what_production_asks_for_arrives(helm: Helm) -> None:
     assert only(labelled, "PrometheusRule")["metadata"]["labels"]["team"] == "images"
     ports = {p["name"]: p["containerPort"] for p in worker["containers"][0]["ports"]}
     assert ports == {"serve": 8000, "metrics": 8080}
+
+
+def test_a_service_account_of_ones_own(helm: Helm) -> None:
+    for name, expected in (("", "default"), ("images", "images")):
+        values = f"serviceAccount.create=false,serviceAccount.name={name}"
+        documents = helm.render(*INDEX, "--set", values)
+        assert of_kind(documents, "ServiceAccount") == []
+        worker = pods(documents)["RayService/rel-dq-cluster/cpu"]
+        assert worker["spec"]["serviceAccountName"] == expected
 
 
 def test_own_probes_replace_those_of_kuberay(helm: Helm) -> None:

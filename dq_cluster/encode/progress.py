@@ -50,6 +50,7 @@ class RunProgress:
         self.rows += rows
         self.rejected += rejected
         metrics.ENCODE_IMAGES.inc(rows)
+        metrics.ENCODE_REJECTS.inc(rejected)
         metrics.ENCODE_FRAGMENTS_DONE.set(self._done)
         self._bar.update(self._task, completed=self._done, figures=self.figures())
         if self._bar.disable and time.monotonic() - self._spoke >= _LINE_EVERY:

@@ -158,9 +158,7 @@ INDEX_VERSION = Gauge("dq_index_version", "The index version that this process s
 
 # Encoding, recorded by the driver.
 ENCODE_IMAGES = Counter("dq_encode_images_total", "Images encoded and committed.")
-ENCODE_REJECTS = Counter(
-    "dq_encode_rejects_total", "Images that could not be encoded, by reason.", ["reason"]
-)
+ENCODE_REJECTS = Counter("dq_encode_rejects_total", "Images that could not be encoded.")
 ENCODE_FRAGMENTS = Gauge("dq_encode_fragments", "Fragments that the plan of this run has.")
 ENCODE_FRAGMENTS_DONE = Gauge("dq_encode_fragments_done", "Fragments committed.")
 

@@ -49,7 +49,7 @@ class Service:
         metrics.INDEX_VERSION.set(7)
         self.fragments += 1
         metrics.ENCODE_IMAGES.inc(99)
-        metrics.ENCODE_REJECTS.inc(reason="truncated")
+        metrics.ENCODE_REJECTS.inc()
         metrics.ENCODE_FRAGMENTS.set(100_000)
         metrics.ENCODE_FRAGMENTS_DONE.set(self.fragments)
         for term in ("triplet", "reconstruction"):

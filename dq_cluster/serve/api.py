@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import (
+    Base64Bytes,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from dq_cluster.errors import DqError, InputError
 from dq_cluster.serve.config import Limits
@@ -56,6 +64,18 @@ class SearchRequest(BaseModel):
         for name, (value, most) in asked.items():
             if value > most:
                 raise InputError(f"{name} {value} is more than this server allows: {most}")
+
+
+def parse_request(values: dict[str, Any] | bytes) -> SearchRequest:
+    """Validate plain values, or JSON. Raises InputError naming the first thing that is wrong."""
+    try:
+        if isinstance(values, bytes):
+            return SearchRequest.model_validate_json(values)
+        return SearchRequest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
 class Hit(BaseModel):
@@ -117,10 +137,6 @@ class VersionInfo(BaseModel):
 class CoverageError(DqError):
     """Too little of the index answered; `response` holds what there is."""
 
-    def __init__(self, response: SearchResponse, wanted: float) -> None:
+    def __init__(self, message: str, response: SearchResponse) -> None:
+        super().__init__(message)
         self.response = response
-        what = "timed out" if response.timed_out else "failed"
-        super().__init__(
-            f"only {response.coverage:.4f} of the index was searched ({what}), "
-            f"min_coverage is {wanted}; lower min_coverage to accept what there is"
-        )

@@ -34,6 +34,7 @@ from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.engine import Engine, Served
 from dq_cluster.serve.fanout import Failure
 from dq_cluster.serve.http import make_api
+from dq_cluster.serve.local import list_versions
 from dq_cluster.serve.security import Guard, read_keys
 from dq_cluster.serve.shard import LoadedShard, ShardAnswer, ShardQuery, load_shard
 from dq_cluster.serve.versions import Versions
@@ -253,11 +254,7 @@ class Router:
         return self._engine.served.info()
 
     async def versions(self) -> list[VersionInfo]:
-        current, known = await asyncio.to_thread(
-            lambda: (self._index.current(), self._index.versions())
-        )
-        serving = self._engine.served.manifest.version
-        return [VersionInfo(version=v, current=v == current, serving=v == serving) for v in known]
+        return await asyncio.to_thread(list_versions, self._index, self._serving)
 
     async def refresh(self, version: int | None) -> IndexInfo:
         """Raises NotFoundError, or IntegrityError saying why a version was refused."""

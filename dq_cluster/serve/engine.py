@@ -154,7 +154,12 @@ class Engine:
         wanted = request.min_coverage
         wanted = self.settings.min_coverage if wanted is None else wanted
         if found.coverage < wanted:
-            raise CoverageError(response, wanted)
+            why = "timed out" if found.timed_out else "failed"
+            raise CoverageError(
+                f"only {found.coverage:.4f} of the index was searched (shards {why}), "
+                f"min_coverage is {wanted}; lower min_coverage to accept what there is",
+                response,
+            )
         return response
 
     async def _subject(
@@ -176,7 +181,8 @@ class Engine:
             if found != expected:
                 hint = f"; give a vector of {dim} as 'embedding'" if found == dim else ""
                 raise InputError(f"a {kind} has {expected} dimensions, found {found}{hint}")
-        array = np.asarray(vectors, np.float32)
+        with np.errstate(over="ignore"):  # checked next
+            array = np.asarray(vectors, np.float32)
         if not np.isfinite(array).all():
             raise InputError(f"a {kind} has a value beyond the range of float32")
         return kind, array

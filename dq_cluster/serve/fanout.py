@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dq_cluster.errors import DqError
+from dq_cluster.errors import DqError, InputError
 from dq_cluster.observe.metrics import HEDGES, RETRIES
 from dq_cluster.serve.policy import Attempts, HedgeBudget, Latencies, Step, next_step
 
@@ -97,6 +97,8 @@ def _outcome(task: asyncio.Task[Any]) -> Any:
     error = task.exception()
     if error is None:
         return task.result()
+    if isinstance(error, InputError):
+        return Failure(str(error), refused=True)
     # Only our own messages are meant for users; others may name hosts and paths.
     logger.warning("a shard's replica failed", extra={"why": repr(error)})
     return Failure(str(error) if isinstance(error, DqError) else type(error).__name__)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -24,6 +24,7 @@ from dq_cluster.serve.api import (
     SearchRequest,
     SearchResponse,
     VersionInfo,
+    parse_request,
 )
 from dq_cluster.serve.security import AuthenticationError, Guard, LimitError
 
@@ -171,14 +172,7 @@ async def _parse(request: Request, max_body_bytes: int) -> SearchRequest:
     """The body as a SearchRequest. Raises InputError and LimitError."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await _body(request, max_body_bytes)
-    try:
-        if kind != "multipart/form-data":
-            return SearchRequest.model_validate_json(body)
-        return SearchRequest.model_validate(await _form(request, body))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+    return parse_request(await _form(request, body) if kind == "multipart/form-data" else body)
 
 
 async def _body(request: Request, most: int) -> bytes:

@@ -1,0 +1,172 @@
+"""The HTTP surface without Ray: shards in this process, the same routes, hostile input."""
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+
+from dq_cluster.index.catalog import Index
+from dq_cluster.serve.config import Limits, ServeSettings
+from dq_cluster.serve.http import make_api
+from dq_cluster.serve.local import LocalService
+from dq_cluster.serve.security import Guard
+from tests.support import make_model, make_version
+
+LIMITS = Limits(max_body_bytes=100_000, max_k=50, max_batch=8)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> LocalService:
+    uri = str(tmp_path_factory.mktemp("http") / "index")
+    make_version(uri, make_model(uri), rows=600, files=4)
+    return LocalService(ServeSettings(index=uri, shards=3, limits=LIMITS))
+
+
+@pytest.fixture(scope="module")
+def api(service: LocalService) -> Any:
+    return make_api(service, max_body_bytes=LIMITS.max_body_bytes, hide=service._index.storage.uri)
+
+
+@pytest.fixture(scope="module")
+def http(api: Any) -> Iterator[TestClient]:
+    with TestClient(api) as client:
+        yield client
+
+
+def test_no_request_that_the_description_allows_makes_an_internal_error(api: Any) -> None:
+    described = schemathesis.openapi.from_asgi("/openapi.json", api)
+    checked = []
+    for found in described.get_all_operations():
+        operation = found.ok()
+
+        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def check(case: Any) -> None:
+            answer = case.call()
+            assert answer.status_code != 500, answer.text
+
+        check()
+        checked.append(operation.label)
+    assert "POST /v1/search" in checked
+    assert len(checked) == 6
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"", 400, "JSON"),
+        (b"{", 400, "JSON"),
+        (b"[]", 400, "object"),
+        (b'{"id": 1, "colour": 2}', 400, "colour"),
+        (b'{"vector": [NaN]}', 400, "vector"),
+        (b'{"vector": [1e300]}', 400, "dimensions"),
+        (b'{"embedding": [' + b"1e39," * 15 + b"1]}", 400, "float32"),
+        (b'{"image": "!!!"}', 400, "image"),
+        (b'{"image": "aGVsbG8="}', 400, "features"),
+        (b'{"id": 1, "k": 51}', 400, "50"),
+        (b'{"id": 1, "k": 0}', 400, "k"),
+        (b'{"id": 1, "timeout_ms": 999999}', 400, "timeout_ms"),
+        (b'{"vectors": []}', 400, "vectors"),
+        (b'{"id": 123456789}', 404, "no id"),
+        (b'{"id": 1, "image": "' + b"A" * 200_000 + b'"}', 413, "larger"),
+    ],
+)
+def test_bad_requests_are_told_what_is_wrong(
+    http: TestClient, body: bytes, status: int, message: str
+) -> None:
+    answer = http.post("/v1/search", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert message in answer.json()["error"]
+
+
+def test_a_batch_has_a_limit(http: TestClient, service: LocalService) -> None:
+    answer = http.post("/v1/search", json={"embeddings": np.zeros((9, 16)).tolist()})
+    assert answer.status_code == 400
+    assert "queries 9" in answer.json()["error"]
+
+
+def test_errors_keep_the_path_of_the_index(http: TestClient, service: LocalService) -> None:
+    answer = http.post("/v1/index/refresh", json={"version": 77})
+    assert answer.status_code == 404
+    assert "version 77" in answer.json()["error"]
+    assert service._index.storage.uri not in answer.text
+
+
+def test_multipart_is_the_same_request(http: TestClient) -> None:
+    answer = http.post("/v1/search", files={"image": b"hello"}, data={"k": "3"})
+    assert answer.status_code == 400
+    assert "made from features" in answer.json()["error"]
+    by_id = http.post("/v1/search", files={"id": (None, "5"), "k": (None, "3")})
+    assert by_id.status_code == 200, by_id.text
+    assert by_id.json()["hits"] == http.post("/v1/search", json={"id": 5, "k": 3}).json()["hits"]
+    broken = http.post("/v1/search", files={"id": (None, "5"), "k": (None, "three")})
+    assert broken.status_code == 400
+
+
+def test_a_request_id_comes_back(http: TestClient) -> None:
+    answer = http.post("/v1/search", json={"id": 1}, headers={"X-Request-ID": "abc-1"})
+    assert answer.headers["X-Request-ID"] == "abc-1"
+
+
+def test_keys_guard_everything_but_health_and_the_page(service: LocalService, api: Any) -> None:
+    key = "open sesame"
+    opened = service.guard
+    service.guard = Guard(frozenset({hashlib.sha256(key.encode()).hexdigest()}), LIMITS)
+    try:
+        with TestClient(api) as http:
+            for method, path in (
+                ("POST", "/v1/search"),
+                ("GET", "/v1/index"),
+                ("GET", "/v1/index/versions"),
+                ("POST", "/v1/index/refresh"),
+            ):
+                refused = http.request(method, path, json={"id": 1})
+                assert refused.status_code == 401, path
+                assert refused.headers["WWW-Authenticate"] == "Bearer"
+                allowed = http.request(
+                    method,
+                    path,
+                    json={"id": 1} if path.endswith("search") else {},
+                    headers={"Authorization": f"Bearer {key}"},
+                )
+                assert allowed.status_code == 200, allowed.text
+            for path in ("/healthz", "/readyz", "/"):
+                assert http.get(path).status_code == 200
+    finally:
+        service.guard = opened
+
+
+def test_a_corrupt_next_version_is_refused_and_the_old_one_stays(tmp_path: Path) -> None:
+    uri = str(tmp_path / "index")
+    card = make_model(uri)
+    make_version(uri, card, rows=600, files=3)
+    service = LocalService(ServeSettings(index=uri, shards=3))
+    with TestClient(make_api(service, max_body_bytes=10_000, hide=uri)) as http:
+        second, _ = make_version(uri, card, rows=600, files=3, seed=1)
+        path = Path(uri) / second.files[1].path
+        path.write_bytes(path.read_bytes()[:-200])
+        refused = http.post("/v1/index/refresh")
+        assert refused.status_code == 409
+        assert "still serving version 1" in refused.json()["error"]
+        assert http.post("/v1/search", json={"id": 3}).json()["version"] == 1
+        third, _ = make_version(uri, card, rows=600, files=3, seed=2)
+        assert http.post("/v1/index/refresh").json()["version"] == 3
+        assert http.post("/v1/search", json={"id": 2_000_003}).json()["version"] == 3
+        assert http.post("/v1/index/refresh", json={"version": 1}).json()["version"] == 1
+        assert http.post("/v1/search", json={"id": 3}).json()["version"] == 1
+        listed = http.get("/v1/index/versions").json()
+        assert [v["version"] for v in listed if v["serving"]] == [1]
+        assert [v["version"] for v in listed if v["current"]] == [3] == [third.version]
+        assert Index.at(uri).current() == 3
+
+
+def test_an_image_in_json_is_base64(http: TestClient) -> None:
+    answer = http.post("/v1/search", json={"image": base64.b64encode(b"x").decode()})
+    assert "made from features" in answer.json()["error"]

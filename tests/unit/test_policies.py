@@ -1,0 +1,243 @@
+"""Deadline, hedge, retry, coverage, batching, keys: decisions, tested without Ray."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dq_cluster.errors import ConfigError
+from dq_cluster.serve.batcher import Batcher
+from dq_cluster.serve.config import Limits
+from dq_cluster.serve.fanout import Failure, Fanout
+from dq_cluster.serve.policy import (
+    MAX_ATTEMPTS,
+    Attempts,
+    HedgeBudget,
+    Latencies,
+    Step,
+    coverage,
+    next_step,
+)
+from dq_cluster.serve.security import AuthenticationError, Guard, LimitError, read_keys
+from dq_cluster.serve.versions import Versions
+
+
+@given(
+    started=st.integers(1, MAX_ATTEMPTS),
+    failed=st.integers(0, MAX_ATTEMPTS),
+    hedged=st.booleans(),
+    now=st.floats(0, 10),
+    hedge_at=st.floats(0, 10),
+    allowed=st.booleans(),
+)
+def test_steps_keep_the_rules(
+    started: int, failed: int, hedged: bool, now: float, hedge_at: float, allowed: bool
+) -> None:
+    failed = min(failed, started)
+    step = next_step(Attempts(started, failed, hedged), now, 5.0, hedge_at, allowed)
+    assert (step is Step.TIME_OUT) == (now >= 5.0)
+    if step in (Step.HEDGE, Step.RETRY):
+        assert started < MAX_ATTEMPTS
+    if step is Step.HEDGE:
+        assert allowed
+        assert not hedged
+        assert now >= hedge_at
+    if step is Step.FAIL:
+        assert failed == started == MAX_ATTEMPTS
+    if step is Step.WAIT:
+        assert failed < started
+
+
+@given(st.lists(st.booleans(), max_size=2000))
+def test_hedges_stay_within_their_share(slow: list[bool]) -> None:
+    budget, hedges = HedgeBudget(share=0.05, reserve=10), 0
+    for is_slow in slow:
+        budget.earn()
+        if is_slow and budget.allows:
+            budget.spend()
+            hedges += 1
+    assert hedges <= 10 + 0.05 * len(slow)
+
+
+def test_a_request_is_slow_when_slower_than_95_percent() -> None:
+    latencies = Latencies()
+    unknown = latencies.hedge_after()
+    for milliseconds in range(20, 120):
+        latencies.add(milliseconds / 1e3)
+    assert latencies.hedge_after() == pytest.approx(0.115)
+    assert unknown > latencies.hedge_after()
+
+
+def test_coverage_counts_rows() -> None:
+    assert coverage([10, 0, 30], [True, False, True]) == 1
+    assert coverage([10, 0, 30], [False, True, True]) == 0.75
+    assert coverage([], []) == 1
+
+
+def ask_once(ask: Callable[[int], Awaitable[Any]], timeout: float = 5.0) -> Any:
+    async def run() -> Any:
+        return (await Fanout(1).ask_all(ask, [0], time.monotonic() + timeout))[0]
+
+    return asyncio.run(run())
+
+
+def test_a_slow_first_request_is_overtaken_by_its_hedge() -> None:
+    calls = 0
+
+    async def ask(shard: int) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await asyncio.sleep(30)
+        return f"call {calls}"
+
+    begin = time.monotonic()
+    assert ask_once(ask) == "call 2"
+    assert time.monotonic() - begin < 3
+
+
+def test_a_failed_request_is_retried_and_a_refused_one_is_not() -> None:
+    seen: list[str] = []
+
+    async def flaky(shard: int) -> Any:
+        seen.append("flaky")
+        if len(seen) == 1:
+            raise ConnectionError("the replica died")
+        return Failure("not loaded") if len(seen) == 2 else "answer"
+
+    assert ask_once(flaky) == "answer"
+
+    async def refusing(shard: int) -> Any:
+        seen.append("refusing")
+        return Failure("bad filter", refused=True)
+
+    assert ask_once(refusing).refused
+    assert seen.count("refusing") == 1
+
+
+def test_failures_end_after_a_few_attempts_and_say_why() -> None:
+    calls = 0
+
+    async def broken(shard: int) -> Any:
+        nonlocal calls
+        calls += 1
+        raise ConnectionError("10.0.0.7:/secret/path")
+
+    failure = ask_once(broken)
+    assert calls == MAX_ATTEMPTS
+    assert failure == Failure("ConnectionError")
+
+
+def test_a_deadline_is_kept_and_told_apart() -> None:
+    async def hanging(shard: int) -> Any:
+        await asyncio.sleep(30)
+
+    begin = time.monotonic()
+    failure = ask_once(hanging, timeout=0.3)
+    assert failure.timed_out
+    assert 0.3 <= time.monotonic() - begin < 2
+
+
+def test_queries_that_wait_share_a_batch() -> None:
+    sizes: list[int] = []
+
+    async def run() -> list[Any]:
+        async def work(key: str, vectors: np.ndarray) -> np.ndarray:
+            sizes.append(len(vectors))
+            await asyncio.sleep(0.01)
+            return vectors * 2
+
+        batcher: Batcher[str, np.ndarray] = Batcher(work, most=8)
+        return await asyncio.gather(
+            *(batcher.run("same", np.full((2, 1), n)) for n in range(10)),
+            batcher.run("other", np.ones((1, 1))),
+        )
+
+    results = asyncio.run(run())
+    for number, (places, doubled) in enumerate(results[:10]):
+        assert doubled[places].tolist() == [[2 * number]] * 2
+    assert sum(sizes) == 21
+    assert sorted(sizes) == [1, 4, 8, 8]
+
+
+def test_an_error_reaches_every_caller_of_its_batch() -> None:
+    async def run() -> list[Any]:
+        async def work(key: str, vectors: np.ndarray) -> None:
+            raise ValueError("no")
+
+        batcher: Batcher[str, None] = Batcher(work, most=8)
+        callers = [batcher.run("key", np.ones((1, 1))) for _ in range(3)]
+        return await asyncio.gather(*callers, return_exceptions=True)
+
+    assert [type(error) for error in asyncio.run(run())] == [ValueError] * 3
+
+
+def test_keys_are_needed_once_there_are_any() -> None:
+    Guard(frozenset(), Limits()).admit(None)
+    guard = Guard(frozenset({hashlib.sha256(b"open sesame").hexdigest()}), Limits())
+    guard.admit("Bearer open sesame")
+    for wrong in (None, "", "Bearer", "Bearer wrong", "Basic open sesame"):
+        with pytest.raises(AuthenticationError):
+            guard.admit(wrong)
+
+
+def test_a_key_is_limited_by_itself() -> None:
+    now = 0.0
+    keys = frozenset(hashlib.sha256(key).hexdigest() for key in (b"one", b"two"))
+    guard = Guard(keys, Limits(requests_per_second=2), clock=lambda: now)
+    for _ in range(2):
+        guard.admit("Bearer one")
+    with pytest.raises(LimitError) as limited:
+        guard.admit("Bearer one")
+    assert limited.value.retry_after == pytest.approx(0.5)
+    guard.admit("Bearer two")
+    now = 0.5
+    guard.admit("Bearer one")
+
+
+def test_keys_come_from_the_environment_or_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    one, two = (hashlib.sha256(key).hexdigest() for key in (b"one", b"two"))
+    monkeypatch.setenv("DQ_API_KEYS", f"{one},{two.upper()}")
+    assert read_keys() == {one, two}
+    monkeypatch.setenv("DQ_API_KEYS", "plain text")
+    with pytest.raises(ConfigError, match="SHA-256"):
+        read_keys()
+    monkeypatch.setenv("DQ_API_KEYS", "")
+    file = tmp_path / "keys"
+    file.write_text(f"{one}\n{two}\n")
+    monkeypatch.setenv("DQ_API_KEYS_FILE", str(file))
+    assert read_keys() == {one, two}
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match="no key"):
+        read_keys()
+
+
+def test_a_version_is_needed_while_a_router_answers_from_it() -> None:
+    now = 0.0
+    versions = Versions(1, clock=lambda: now)
+    assert versions.report("a", None) == 1
+    versions.report("a", 1)
+    versions.report("b", 1)
+    versions.switch(2)
+    assert versions.report("a", 1) == 2
+    assert versions.needed() == {1, 2}
+    versions.report("a", 2)
+    assert versions.needed() == {1, 2}
+    now = 100.0
+    versions.report("a", 2)
+    assert versions.needed() == {2}
+
+
+def test_a_restarted_keeper_learns_from_the_routers() -> None:
+    versions = Versions(1)
+    assert versions.report("new router", None) == 1
+    assert versions.report("a", 7) == 7
+    assert versions.report("b", 1) == 7

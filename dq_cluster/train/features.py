@@ -37,6 +37,7 @@ class FeatureFile:
 class FeatureSet:
     """Parquet files with a `feature` column. Cheap to pickle: it holds no features.
 
+    labelled: there is a `label` column with one class per row.
     preprocessing: how the job that wrote the files made a feature out of an image.
     fingerprint: changes when a file is added, removed, or rewritten.
     """
@@ -93,6 +94,8 @@ class FeatureSet:
             values = table.column(column).combine_chunks()
             if isinstance(values, pa.ChunkedArray):
                 values = pa.concat_arrays(values.chunks)
+            if isinstance(values, pa.DictionaryArray):
+                values = values.dictionary_decode()
             values = values.slice(low - bounds[groups[0]], high - low)
             found.append((file.name, low - file.first, values))
         return found
@@ -191,4 +194,5 @@ def _shape(
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: metadata dq.preprocessing is not JSON: {error}") from None
     dtype = np.dtype(kind.value_type.to_pandas_dtype()).name
-    return kind.list_size, dtype, "label" in schema.names, preprocessing
+    labelled = "label" in schema.names and not pa.types.is_nested(schema.field("label").type)
+    return kind.list_size, dtype, labelled, preprocessing

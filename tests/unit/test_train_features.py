@@ -19,7 +19,11 @@ VALUES = np.arange(60, dtype=np.float32).reshape(20, 3)
 
 
 def write(
-    path: Path, values: np.ndarray, *, preprocessing: bytes = b'{"backbone": "x"}', **columns: list
+    path: Path,
+    values: np.ndarray,
+    *,
+    preprocessing: bytes = b'{"backbone": "x"}',
+    **columns: object,
 ) -> None:
     feature = pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
     table = pa.table({"id": range(len(values)), "feature": feature, **columns})
@@ -53,6 +57,15 @@ def test_a_single_file_is_a_feature_set_too(folder: Path) -> None:
 def test_float16_stays_float16(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", VALUES.astype(np.float16))
     assert open_features(str(tmp_path)).read(2, 5).dtype == np.float16
+
+
+def test_labels_may_be_a_dictionary_but_not_lists(tmp_path: Path) -> None:
+    names = pa.array(["cat", "dog"] * 10).dictionary_encode()
+    write(tmp_path / "a.parquet", VALUES, label=names)
+    features = open_features(str(tmp_path))
+    assert features.labels(3, 6).tolist() == ["dog", "cat", "dog"]
+    write(tmp_path / "a.parquet", VALUES, label=[[1, 2]] * 20)
+    assert not open_features(str(tmp_path)).labelled
 
 
 def test_a_feature_set_in_a_bucket(s3: str) -> None:

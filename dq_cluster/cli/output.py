@@ -1,22 +1,37 @@
 """What a command prints: one result on standard output, everything else on standard error."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
 
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
 
-def emit(result: BaseModel | Mapping[str, Any], *, as_json: bool) -> None:
-    """Print `result` as one JSON object, or as lines a person reads."""
+@contextlib.contextmanager
+def results_only() -> Iterator[TextIO]:
+    """Keep standard output for results: what Ray and others print inside goes to standard error.
+
+    Yields the real standard output.
+    """
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        yield stdout
+
+
+def emit(
+    result: BaseModel | Mapping[str, Any], *, as_json: bool, file: TextIO | None = None
+) -> None:
+    """Print `result` as one JSON object, or as lines a person reads, on standard output."""
+    file = file or sys.stdout
     values = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
     if as_json:
-        print(json.dumps(values, default=str))
+        print(json.dumps(values, default=str), file=file, flush=True)
         return
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = Console(file=file, highlight=False, soft_wrap=True)
     for name, value in values.items():
         if _is_rows(value):
             console.print(_table(name, value))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dq_cluster.cli.output import emit
+from dq_cluster.cli.output import emit, results_only
 from dq_cluster.config import validate_settings
 from dq_cluster.errors import ConfigError
 
@@ -57,5 +57,6 @@ def demo(
     from dq_cluster.cluster import ray_cluster
     from dq_cluster.demo.run import run_demo
 
-    with ray_cluster():
-        emit(run_demo(folder, images), as_json=json)
+    with results_only(), ray_cluster():
+        found = run_demo(folder, images)
+    emit(found, as_json=json)

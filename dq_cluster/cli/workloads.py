@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dq_cluster.cli.output import emit
+from dq_cluster.cli.output import emit, results_only
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.config import load_settings
 
@@ -58,10 +58,10 @@ def encode(config: Config = None, overrides: Overrides = None, json: Json = Fals
 def evaluate(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
     """Measure a version, or compare DeepQuan with the classical quantizers."""
     from dq_cluster.evaluate.config import EvaluateSettings
-    from dq_cluster.evaluate.run import evaluate
+    from dq_cluster.evaluate.version import evaluate_version
 
     settings = load_settings(EvaluateSettings, config, overrides or ())
-    emit(evaluate(settings), as_json=json)
+    emit(evaluate_version(settings), as_json=json)
 
 
 def serve(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
@@ -70,11 +70,11 @@ def serve(config: Config = None, overrides: Overrides = None, json: Json = False
     from dq_cluster.serve.run import serve_forever
 
     settings = load_settings(ServeSettings, config, overrides or ())
-    with ray_cluster():
-        serve_forever(settings, on_ready=lambda ready: emit(ready, as_json=json))
+    with results_only() as stdout, ray_cluster():
+        serve_forever(settings, on_ready=lambda ready: emit(ready, as_json=json, file=stdout))
 
 
 def _run(workload: Callable[[], Any], as_json: bool) -> None:
-    with ray_cluster():
+    with results_only(), ray_cluster():
         result = workload()
     emit(result, as_json=as_json)

@@ -26,8 +26,8 @@ class Picture:
     @property
     def source(self) -> str:
         """A data URI of the thumbnail."""
-        with Image.open(BytesIO(self.data)) as image:
-            image = image.convert("RGB")
+        with Image.open(BytesIO(self.data)) as opened:
+            image = opened.convert("RGB")
             scale = THUMBNAIL / max(image.size)
             size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
             buffer = BytesIO()

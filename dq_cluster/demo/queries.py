@@ -1,0 +1,93 @@
+"""Asking the served index over HTTP, and showing what it answered."""
+
+import json
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from dq_cluster.evaluate.report import GridRow, Picture
+from dq_cluster.images.config import SourceSettings
+from dq_cluster.images.sources import open_source
+from dq_cluster.train.features import FeatureSet, open_features
+
+NEIGHBOURS = 10
+_GRID_ROWS = 12
+_CLIENTS = 16
+_ASKED = 400
+
+
+def ask(url: str, source: SourceSettings, queries: str) -> dict[str, Any]:
+    """Search by image from 16 clients at once: answers per second, and the shards behind them."""
+    pile = open_features(queries)
+    pictures = picture_bytes(source, pile.ids(0, min(_ASKED, pile.rows))).values()
+    with httpx.Client(base_url=url, timeout=30) as client, ThreadPoolExecutor(_CLIENTS) as pool:
+        started = time.monotonic()
+        answers = list(pool.map(lambda picture: _search(client, picture), pictures))
+        seconds = time.monotonic() - started
+    return {
+        "rate": len(answers) / seconds,
+        "shards": min(answer["shards"] for answer in answers),
+        "coverage": min(answer["coverage"] for answer in answers),
+    }
+
+
+def picture_grid(url: str, source: SourceSettings, queries: str) -> list[GridRow]:
+    """A dozen queries and their ten neighbours, as pictures with scores."""
+    asked = _samples(open_features(queries))
+    shown = picture_bytes(source, asked)
+    with httpx.Client(base_url=url, timeout=30) as client:
+        answers = {id: _search(client, shown[id])["hits"][0] for id in asked}
+    found = picture_bytes(source, {hit["id"] for hits in answers.values() for hit in hits})
+    return [
+        GridRow(
+            Picture(shown[id], label or str(id)),
+            [
+                Picture(
+                    found[hit["id"]],
+                    f"{hit['score']:.3f}",
+                    None if label is None else hit["columns"].get("label") == label,
+                )
+                for hit in answers[id]
+            ],
+        )
+        for id, label in asked.items()
+    ]
+
+
+def picture_bytes(source: SourceSettings, ids: Iterable[Any]) -> dict[Any, bytes]:
+    """The encoded images with these ids, by one pass over the source."""
+    wanted = set(ids)
+    found: dict[Any, bytes] = {}
+    pile = open_source(source)
+    for table in pile.read(pile.units(), 1024):
+        names = table.column("id").to_pylist()
+        for row, name in enumerate(names):
+            if name in wanted:
+                found[name] = table.column("image")[row].as_py()
+    return found
+
+
+def _search(client: httpx.Client, picture: bytes) -> dict[str, Any]:
+    answer = client.post(
+        "/v1/search",
+        files={"image": picture},
+        data={"k": json.dumps(NEIGHBOURS), "include": json.dumps(["label"])},
+    )
+    answer.raise_for_status()
+    return dict(answer.json())
+
+
+def _samples(queries: FeatureSet) -> dict[Any, str | None]:
+    """Ids and labels of a dozen queries, one per class before a second of any."""
+    ids = queries.ids(0, queries.rows).tolist()
+    labels = queries.labels(0, queries.rows).tolist() if queries.labelled else [None] * len(ids)
+    seen: dict[Any, int] = {}
+    turn = []
+    for label in labels:
+        seen[label] = seen.get(label, 0) + 1
+        turn.append(seen[label])
+    order = sorted(range(len(ids)), key=lambda row: (turn[row], row))[:_GRID_ROWS]
+    return {ids[row]: labels[row] for row in order}

@@ -1,0 +1,119 @@
+"""The demo, stage by stage. Each stage is the package's own workload with small settings."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from dq_cluster.demo.journal import Journal
+from dq_cluster.demo.pictures import Pictures, find_pictures
+from dq_cluster.demo.queries import ask, picture_grid
+from dq_cluster.demo.split import split_features
+from dq_cluster.encode.config import EncodeSettings, FeaturizeSettings, PoolSettings
+from dq_cluster.encode.featurize import featurize
+from dq_cluster.encode.run import encode
+from dq_cluster.evaluate.config import EvaluateSettings
+from dq_cluster.evaluate.report import Report
+from dq_cluster.evaluate.version import evaluate_version
+from dq_cluster.images.config import SourceSettings
+from dq_cluster.model.config import ModelSettings
+from dq_cluster.serve.config import ServeSettings
+from dq_cluster.serve.run import serving
+from dq_cluster.storage import Storage
+from dq_cluster.train.config import TrainSettings
+from dq_cluster.train.run import train
+
+SHARDS = 4
+BITS = 64
+_FRAGMENTS = 8  # code files, so that every shard has some of its own
+
+
+def run_demo(folder: Path, images: int) -> dict[str, Any]:
+    """Pictures in, answers and `report.html` out, all below `folder`; resumable at every stage.
+
+    Ray must be running. Returns the measured quality, the throughput of each stage, and where
+    the report is.
+    """
+    folder = folder.absolute()
+    journal = Journal(folder, {"images": images, "data": os.environ.get("DQ_DATA", "public")})
+    pictures = find_pictures(folder, images)
+    at = {name: str(folder / "features" / name) for name in ("all", "database", "queries")}
+    index = str(folder / "index")
+
+    made = journal.stage("featurize", lambda: _featurize(pictures.source, at["all"]))
+    sizes = journal.stage("split", lambda: split_features(at["all"], at["database"], at["queries"]))
+    trained = journal.stage("train", lambda: _train(index, at["database"]))
+    encoded = journal.stage(
+        "encode",
+        lambda: _encode(index, at["database"], trained["model"], sizes["database"], pictures),
+    )
+    with serving(ServeSettings(index=index, shards=SHARDS, port=0)) as url:
+        served = journal.stage("serve", lambda: ask(url, pictures.source, at["queries"]))
+        grid = picture_grid(url, pictures.source, at["queries"])
+    measured = journal.stage(
+        "evaluate",
+        lambda: evaluate_version(
+            EvaluateSettings(index=index, database=at["database"], queries=at["queries"])
+        ),
+    )
+    quality = {name: value for name, value in measured.items() if name != "seconds"}
+    throughput = [
+        {"stage": name, "rate": found["rate"], "unit": unit, "seconds": found["seconds"]}
+        for name, found, unit in (
+            ("featurize", made, "images/s"),
+            ("train", trained, "samples/s"),
+            ("encode", encoded, "codes/s"),
+            ("serve", served, "queries/s by image over HTTP, 16 clients"),
+        )
+    ]
+    report = Report(
+        title=f"dq_cluster on {pictures.title}",
+        summary=(
+            f"{sizes['database']:,} images as codes of {BITS} bits, served from {SHARDS} shards; "
+            f"queries are {sizes['queries']:,} other images."
+            + (" Green: of the query's class; red: of another." if pictures.labelled else "")
+        ),
+        tables={"Quality": [quality], "Throughput": throughput},
+        grids={"Queries and their ten neighbours, with scores": grid},
+    )
+    Storage(str(folder)).write("report.html", report.to_html().encode())
+    return {
+        "quality": [quality],
+        "throughput": throughput,
+        "shards": served["shards"],
+        "report": str(folder / "report.html"),
+    }
+
+
+def _featurize(source: SourceSettings, output: str) -> dict[str, Any]:
+    cores = os.cpu_count() or 1
+    found = featurize(
+        FeaturizeSettings(source=source, output=output, pool=PoolSettings(encoders=cores))
+    )
+    return {"rate": found["rows_per_second"], "rows": found["rows"], "rejected": found["rejected"]}
+
+
+def _train(index: str, features: str) -> dict[str, Any]:
+    card = train(
+        TrainSettings(
+            index=index,
+            features=features,
+            name="demo",
+            model=ModelSettings(bits=BITS),
+            workers=2,
+        )
+    )
+    return {"rate": card.training["samples_per_s"], "model": card.digest}
+
+
+def _encode(index: str, features: str, model: str, rows: int, pictures: Pictures) -> dict[str, Any]:
+    columns = ("uri", *(["label"] if pictures.labelled else []))
+    found = encode(
+        EncodeSettings(
+            index=index,
+            model=model,
+            source=SourceSettings(kind="features", uri=features, columns=columns),
+            fragment_rows=math.ceil(rows / _FRAGMENTS),
+        )
+    )
+    return {"rate": found["rows_per_second"], "version": found["version"]}

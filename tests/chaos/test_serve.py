@@ -1,0 +1,193 @@
+"""Replicas die, hang, and versions change, while clients ask."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from dq_cluster.index.models import ModelCard
+from dq_cluster.serve.config import ServeSettings
+from dq_cluster.serve.run import serving
+from tests.support import make_model, make_version
+
+pytestmark = pytest.mark.ray
+ROWS, SHARDS, REPLICAS = 600, 2, 2
+
+
+@dataclass(frozen=True)
+class Service:
+    url: str
+    uri: str
+    card: ModelCard
+
+
+@pytest.fixture(scope="module")
+def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    uri = str(tmp_path_factory.mktemp("chaos") / "index")
+    card = make_model(uri)
+    for seed in (0, 1):  # version 1 has ids from 0, version 2 from a million
+        make_version(uri, card, rows=ROWS, files=4, seed=seed)
+    settings = ServeSettings(
+        index=uri, version=1, shards=SHARDS, replicas=REPLICAS, cpus=0.2, port=0, timeout_ms=5000
+    )
+    with serving(settings) as url:
+        yield Service(url, uri, card)
+
+
+@dataclass
+class Load:
+    """Clients that ask one after the other until stopped, and everything they were told."""
+
+    url: str
+    clients: int = 3
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> "Load":
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(self.clients)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def _ask(self) -> None:
+        with httpx.Client(base_url=self.url, timeout=30) as http:
+            while not self._stop.is_set():
+                answer = http.post("/v1/search", json={"embedding": [0.25] * 16, "k": 20})
+                if answer.status_code == 200:
+                    self.answers.append(answer.json())
+                else:
+                    self.errors.append(f"{answer.status_code} {answer.text}")
+
+    def wait_for(self, more: int) -> None:
+        """Until `more` further questions are answered."""
+        start = len(self.answers)
+        until(lambda: len(self.answers) + len(self.errors) >= start + more)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def replicas_of(deployment: str) -> list[int]:
+    """Process ids of a deployment's replicas, of this test session's Ray only."""
+    running = [folder for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+    titles = {int(folder.name): _title(folder) for folder in running}
+    return [
+        pid
+        for pid, title in titles.items()
+        if title.startswith("ray::ServeReplica") and f":{deployment}" in title and _descends(pid)
+    ]
+
+
+def _title(folder: Path) -> str:
+    try:
+        return (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip() + " "
+    except OSError:
+        return ""
+
+
+def _descends(pid: int) -> bool:
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return False
+
+
+def assert_unmixed(answers: list[dict[str, Any]]) -> None:
+    """Every answer holds ids of the version that it names, and of no other."""
+    for answer in answers:
+        versions = {1 + hit["id"] // 1_000_000 for hits in answer["hits"] for hit in hits}
+        assert versions == {answer["version"]}
+        assert answer["coverage"] == 1
+
+
+def test_versions_switch_and_roll_back_under_load(service: Service) -> None:
+    with httpx.Client(base_url=service.url, timeout=60) as http, Load(service.url) as load:
+        load.wait_for(20)
+        for version in (2, 1, 2, 1):
+            assert http.post("/v1/index/refresh", json={"version": version}).status_code == 200
+            one = http.post("/v1/search", json={"id": (version - 1) * 1_000_000})
+            assert one.json()["version"] == version
+            load.wait_for(20)
+    assert not load.errors
+    assert_unmixed(load.answers)
+    assert {answer["version"] for answer in load.answers} == {1, 2}
+
+
+def test_a_corrupt_next_version_changes_nothing(service: Service) -> None:
+    manifest, _ = make_version(service.uri, service.card, rows=ROWS, files=4, seed=2)
+    path = Path(service.uri) / manifest.files[2].path
+    path.write_bytes(b"PAR1" + path.read_bytes()[4:-300])
+    with httpx.Client(base_url=service.url, timeout=60) as http, Load(service.url) as load:
+        refused = http.post("/v1/index/refresh", json={"version": manifest.version})
+        assert refused.status_code == 409
+        assert "shard" in refused.json()["error"]
+        assert service.uri not in refused.text
+        load.wait_for(20)
+    assert not load.errors
+    assert {answer["version"] for answer in load.answers} == {1}
+
+
+def test_a_killed_replica_fails_no_query_and_comes_back(service: Service) -> None:
+    before = replicas_of("Shard0")
+    assert len(before) == REPLICAS
+    with Load(service.url) as load:
+        load.wait_for(20)
+        os.kill(before[0], signal.SIGKILL)
+        load.wait_for(60)
+        until(lambda: len(set(replicas_of("Shard0")) - {before[0]}) == REPLICAS)
+        load.wait_for(20)
+    assert not load.errors
+    assert_unmixed(load.answers)
+
+
+def test_a_hanging_replica_fails_no_query(service: Service) -> None:
+    hung = replicas_of("Shard1")[0]
+    with Load(service.url) as load:
+        load.wait_for(40)
+        calm = len(load.answers)
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            load.wait_for(200)
+        finally:
+            os.kill(hung, signal.SIGCONT)
+    assert not load.errors
+    assert_unmixed(load.answers)
+    slowest = sorted(answer["ms"]["total"] for answer in load.answers[calm:])
+    assert slowest[int(0.9 * len(slowest))] < 2000, "queries kept going to the replica that hangs"
+
+
+def test_a_shard_without_replicas_is_missing_from_the_answer(service: Service) -> None:
+    with httpx.Client(base_url=service.url, timeout=60) as http:
+        for pid in replicas_of("Shard0"):
+            os.kill(pid, signal.SIGKILL)
+        question = {"embedding": [0.25] * 16, "k": 20, "timeout_ms": 500}
+        partial = http.post("/v1/search", json={**question, "min_coverage": 0}).json()
+        whole = http.post("/v1/search", json=question)
+        assert partial["coverage"] == 0.5
+        assert partial["timed_out"] or partial["failed_shards"]
+        assert len(partial["hits"][0]) == 20
+        assert whole.status_code in (503, 504)
+        assert "0.5" in whole.json()["error"]
+        assert whole.json()["response"]["coverage"] == 0.5
+        until(lambda: http.post("/v1/search", json=question).status_code == 200)

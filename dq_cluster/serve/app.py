@@ -29,6 +29,7 @@ from dq_cluster.observe.metrics import (
     SHARD_LOAD_SECONDS,
     SHARD_SEARCH_SECONDS,
 )
+from dq_cluster.observe.tracing import span
 from dq_cluster.serve.api import IndexInfo, SearchRequest, SearchResponse, VersionInfo
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.engine import Engine, Served
@@ -127,7 +128,8 @@ class ShardReplica:
 
     async def search(self, query: ShardQuery) -> ShardAnswer | Failure:
         """The shard's best for a batch of queries."""
-        with SHARD_SEARCH_SECONDS.time(shard=self._number):
+        traced = span("shard", query.trace, shard=self._number, version=query.version)
+        with SHARD_SEARCH_SECONDS.time(shard=self._number), traced:
             return await self._answer(query.version, lambda shard: shard.search(query))
 
     async def find(self, wanted: tuple[int, int | str]) -> np.ndarray | Failure | None:

@@ -7,15 +7,25 @@ that hangs does not hold up the queries behind it.
 """
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 K = TypeVar("K")
 R = TypeVar("R")
-_Caller = tuple[np.ndarray, asyncio.Future[tuple[slice, R]]]
 _PATIENCE_S = 0.1
+
+
+@dataclass(frozen=True)
+class _Caller(Generic[R]):
+    """Vectors (n, d), who waits for them, and the context (request id, trace) they came in."""
+
+    vectors: np.ndarray
+    future: asyncio.Future[tuple[slice, R]]
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
 
 class Batcher(Generic[K, R]):
@@ -32,36 +42,40 @@ class Batcher(Generic[K, R]):
         future: asyncio.Future[tuple[slice, R]] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.get(key)
         if waiting is not None:
-            waiting.append((vectors, future))
+            waiting.append(_Caller(vectors, future))
         else:
-            self._waiting[key] = [(vectors, future)]
+            self._waiting[key] = [_Caller(vectors, future)]
             self._spawn(self._drain(key))
         return await future
 
     async def _drain(self, key: K) -> None:
         """Start batches until nobody of this kind waits."""
         while self._waiting[key]:
-            await asyncio.wait(
-                {self._spawn(self._run_batch(key, self._take(key)))}, timeout=_PATIENCE_S
-            )
+            batch = self._take(key)
+            # In the context of its first query, so that logs and traces do not name an older one.
+            task = self._spawn(self._run_batch(key, batch), batch[0].context)
+            await asyncio.wait({task}, timeout=_PATIENCE_S)
         del self._waiting[key]
 
     async def _run_batch(self, key: K, batch: list[_Caller[R]]) -> None:
         try:
-            result = await self._work(key, np.concatenate([vectors for vectors, _ in batch]))
+            result = await self._work(key, np.concatenate([c.vectors for c in batch]))
         except Exception as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            for caller in batch:
+                if not caller.future.done():
+                    caller.future.set_exception(error)
             return
         begin = 0
-        for vectors, future in batch:
-            if not future.done():
-                future.set_result((slice(begin, begin + len(vectors)), result))
-            begin += len(vectors)
+        for caller in batch:
+            rows = len(caller.vectors)
+            if not caller.future.done():
+                caller.future.set_result((slice(begin, begin + rows), result))
+            begin += rows
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
+    def _spawn(
+        self, work: Coroutine[Any, Any, None], context: contextvars.Context | None = None
+    ) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -69,9 +83,9 @@ class Batcher(Generic[K, R]):
     def _take(self, key: K) -> list[_Caller[R]]:
         """Remove from the queue as many callers as fit one batch, at least one."""
         waiting = self._waiting[key]
-        count, rows = 1, len(waiting[0][0])
-        while count < len(waiting) and rows + len(waiting[count][0]) <= self._most:
-            rows += len(waiting[count][0])
+        count, rows = 1, len(waiting[0].vectors)
+        while count < len(waiting) and rows + len(waiting[count].vectors) <= self._most:
+            rows += len(waiting[count].vectors)
             count += 1
         self._waiting[key] = waiting[count:]
         return waiting[:count]

@@ -21,6 +21,7 @@ from dq_cluster.index.merge import MISSING, merge
 from dq_cluster.index.rows import to_id
 from dq_cluster.index.shards import Shard, plan_shards
 from dq_cluster.observe.metrics import STEP_SECONDS
+from dq_cluster.observe.tracing import trace_headers
 from dq_cluster.serve.api import (
     CoverageError,
     Hit,
@@ -222,6 +223,7 @@ class Engine:
             nprobe=batch.nprobe,
             filter=batch.filter,
             columns=batch.columns,
+            trace=trace_headers(),
         )
         asked = [
             number

@@ -18,6 +18,7 @@ from dq_cluster import __version__
 from dq_cluster.errors import DqError, InputError, NotFoundError, UserError
 from dq_cluster.observe.log import request_context
 from dq_cluster.observe.metrics import COVERAGE, QUERIES, QUERY_SECONDS
+from dq_cluster.observe.tracing import span
 from dq_cluster.serve.api import (
     CoverageError,
     IndexInfo,
@@ -135,7 +136,8 @@ async def answer(service: Service, request: SearchRequest) -> SearchResponse:
     """Search, and record how it went."""
     begin, outcome = time.perf_counter(), "failed"
     try:
-        response = await service.search(request)
+        with span("query"):
+            response = await service.search(request)
         outcome = "ok" if response.coverage == 1 else "partial"
         COVERAGE.observe(response.coverage)
         return response

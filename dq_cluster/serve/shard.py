@@ -27,7 +27,7 @@ class DoesNotFitError(DqError):
 
 @dataclass(frozen=True)
 class ShardQuery:
-    """One batch for one shard: embeddings (n, dim) float32, and how to search."""
+    """One batch for one shard: embeddings (n, dim) float32, how to search, and the trace."""
 
     version: int
     embeddings: np.ndarray
@@ -35,6 +35,7 @@ class ShardQuery:
     nprobe: int = 0
     filter: Filter | None = None
     columns: tuple[str, ...] = ()
+    trace: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """The chart's Serve configuration, deployed by Ray Serve itself and asked as the chart asks."""
 
+import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -31,6 +34,8 @@ def service(ray_cluster: None, helm4: Helm, s3: str, tmp_path: Path) -> Iterator
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    traces = {"OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    config["applications"][0]["runtime_env"] = {"env_vars": traces}
     path = tmp_path / "serve.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [str(Path(sys.executable).with_name("serve")), "run", "--non-blocking", str(path)]
@@ -60,9 +65,36 @@ def test_the_rendered_configuration_serves(service: tuple[str, str]) -> None:
         assert len(found["hits"][0]) == 5
         assert found["coverage"] == 1
 
+    deadline = time.monotonic() + 60
+    while not (trace := whole_trace(shards=2)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert trace, "no query's trace reached both shards"
+
 
 def ready(client: httpx.Client) -> bool:
     try:
         return client.get("/readyz").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def whole_trace(shards: int) -> str | None:
+    """The id of a trace with a query and a span of each shard below it."""
+    traces: dict[str, list[dict[str, Any]]] = {}
+    for span in spans():
+        traces.setdefault(span["context"]["trace_id"], []).append(span)
+    for trace, members in traces.items():
+        queries = [span["context"]["span_id"] for span in members if span["name"] == "query"]
+        below = {s["attributes"]["shard"] for s in members if s["parent_id"] in queries}
+        if below == set(range(shards)):
+            return trace
+    return None
+
+
+def spans() -> Iterator[dict[str, Any]]:
+    """What OpenTelemetry's console exporter wrote to the standard output of Ray's workers."""
+    from ray._private.worker import global_worker
+
+    for path in Path(global_worker.node.get_logs_dir_path()).glob("worker-*.out"):
+        for text in re.findall(r"^\{$.*?^\}$", path.read_text(), re.MULTILINE | re.DOTALL):
+            yield json.loads(text)

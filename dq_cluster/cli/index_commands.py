@@ -1,11 +1,12 @@
 """`dq-cluster index …`: look at an index, check it, move it between versions, clean it."""
 
+from datetime import timedelta
 from typing import Annotated
 
 import typer
 
 from dq_cluster.cli.output import emit
-from dq_cluster.errors import NotFoundError
+from dq_cluster.errors import InputError, NotFoundError
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.models import read_card
 
@@ -84,3 +85,72 @@ def rollback(
         version = current.parent
     manifest = catalog.rollback(version)
     emit({"index": catalog.storage.uri, "current": manifest.version}, as_json=json)
+
+
+@app.command()
+def verify(
+    index: Uri,
+    version: Version = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Also look for duplicated ids.")] = False,
+    json: Json = False,
+) -> None:
+    """Hash every file of a version and name what is wrong; exit status 1 if anything is."""
+    from dq_cluster.index.verify import verify
+
+    report = verify(Index.at(index), version, ids=ids)
+    emit(report, as_json=json)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def delete(
+    index: Uri,
+    ids: Annotated[list[str], typer.Argument(help="Ids of the images to take out.")],
+    json: Json = False,
+) -> None:
+    """Publish a version without some images; their rows go when the index is compacted."""
+    from dq_cluster.index.tombstones import delete_ids
+
+    catalog = Index.at(index)
+    numbers = catalog.manifest().id_type == "int64"
+    try:
+        manifest = delete_ids(catalog, [int(id) for id in ids] if numbers else ids)
+    except ValueError:
+        raise InputError(f"ids of {index} are whole numbers; found {', '.join(ids)}") from None
+    emit({"version": manifest.version, "deleted": manifest.deleted}, as_json=json)
+
+
+@app.command()
+def compact(
+    index: Uri,
+    rows: Annotated[int, typer.Option(help="Rows per file to aim at.")] = 1_000_000,
+    json: Json = False,
+) -> None:
+    """Publish the current version again with fewer, larger files and without deleted rows."""
+    from dq_cluster.index.compact import compact
+
+    manifest = compact(Index.at(index), rows)
+    emit(
+        {"version": manifest.version, "rows": manifest.rows, "files": len(manifest.files)},
+        as_json=json,
+    )
+
+
+@app.command()
+def gc(
+    index: Uri,
+    grace_hours: Annotated[
+        float, typer.Option(help="Leave alone what is younger; a running job's files are.")
+    ] = 72.0,
+    keep: Annotated[
+        int | None, typer.Option(help="Also drop all versions but the current and the KEEP newest.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    json: Json = False,
+) -> None:
+    """Remove the files that no version names."""
+    from dq_cluster.index.gc import collect_garbage
+
+    grace = timedelta(hours=grace_hours)
+    emit(collect_garbage(Index.at(index), grace, keep=keep, dry_run=dry_run), as_json=json)

@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 
+_PLAIN_WIDTH = 200  # columns of output that no terminal wraps
+
+
 @contextlib.contextmanager
 def results_only() -> Iterator[TextIO]:
     """Keep standard output for results: what Ray and others print inside goes to standard error.
@@ -31,7 +34,8 @@ def emit(
     if as_json:
         print(json.dumps(values, default=str), file=file, flush=True)
         return
-    console = Console(file=file, highlight=False, soft_wrap=True)
+    width = None if file.isatty() else _PLAIN_WIDTH
+    console = Console(file=file, width=width, highlight=False, soft_wrap=True)
     for name, value in values.items():
         if _is_rows(value):
             console.print(_table(name, value))

@@ -1,5 +1,6 @@
 """`search`, `plan`, and `demo`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from dq_cluster.cli.output import emit, results_only
 from dq_cluster.config import validate_settings
-from dq_cluster.errors import ConfigError
+from dq_cluster.errors import ConfigError, NotFoundError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -23,13 +24,29 @@ def search(
     image: Annotated[Path | None, typer.Option(help="Search by this image file.")] = None,
     id: Annotated[str | None, typer.Option(help="Search by an image of the index.")] = None,
     k: Annotated[int, typer.Option("-k", help="Neighbours to return.")] = 10,
-    version: Annotated[int | None, typer.Option(help="Version of the index.")] = None,
+    version: Annotated[int | None, typer.Option(help="Version of the index to search.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Carried columns to return.")] = None,
     json: Json = False,
 ) -> None:
-    """Find the images most like one image."""
+    """Find the images most like one image. An API key is read from DQ_API_KEY."""
+    from dq_cluster.client import Client
+
     if (image is None) == (id is None):
         raise ConfigError("say what to search for: either --image FILE or --id ID")
-    raise NotImplementedError
+    if image is not None and not image.is_file():
+        raise NotFoundError(f"image {image} does not exist")
+    key = os.environ.get("DQ_API_KEY")
+    with Client(target, api_key=key, version=version) as client:
+        answer = client.search(image=image, id=id, k=k, include=include or ())
+    emit(
+        {
+            "hits": [{"id": hit.id, "score": hit.score, **hit.columns} for hit in answer.hits[0]],
+            "version": answer.version,
+            "coverage": answer.coverage,
+            "ms": answer.ms,
+        },
+        as_json=json,
+    )
 
 
 def plan(

@@ -7,13 +7,13 @@ import pytest
 
 from dq_cluster.cli.main import run
 from dq_cluster.index.catalog import Index
-from tests.support import make_index
+from tests.support import make_model, make_version
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> str:
     uri = str(tmp_path / "index")
-    make_index(uri, rows=300)
+    make_version(uri, make_model(uri), rows=300, files=3)
     return uri
 
 
@@ -83,3 +83,38 @@ def test_damage_exits_1(index: str, capsys: pytest.CaptureFixture[str]) -> None:
     (Path(index) / "versions" / "1.json").write_text("{}")
     assert run(["index", "show", index]) == 1
     assert "not a valid manifest" in capsys.readouterr().err
+
+
+def test_verify_names_what_is_wrong(index: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["index", "verify", index, "--json"]) == 0
+    damaged = next((Path(index) / "data").rglob("*.parquet"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    capsys.readouterr()
+    assert run(["index", "verify", index, "--json"]) == 1
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert damaged.name in problem
+
+
+def test_delete_compact_and_gc(index: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["index", "delete", index, "3", "5"]) == 0
+    assert run(["index", "delete", index, "3"]) == 2
+    assert run(["index", "delete", index, "three"]) == 2
+    assert run(["index", "compact", index]) == 0
+    assert Index.at(index).manifest().rows == 298
+    capsys.readouterr()
+    assert run(["index", "gc", index, "--grace-hours", "0", "--keep", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["versions"] == [1, 2]
+    assert run(["index", "verify", index]) == 0
+
+
+def test_search_by_id_without_a_server(index: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["search", index, "--id", "7", "-k", "3", "--include", "label", "--json"]
+    assert run(arguments) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert 7 in [hit["id"] for hit in answer["hits"]]
+    assert answer["coverage"] == 1.0
+    assert run(["search", index, "--id", "123456"]) == 2
+    assert run(["search", index, "--image", "absent.png"]) == 2

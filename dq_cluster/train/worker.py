@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import ray.train
+from ray.train.collective import barrier
 from ray.train.torch import get_device
 
 from dq_cluster.model.config import ModelSettings
@@ -54,7 +55,7 @@ def train_worker(config: dict[str, Job]) -> None:
         device=get_device(),
         on_epoch=on_epoch,
     )
-    # The last report was a barrier: nobody on this node reads its copy any more.
+    barrier()  # until then another worker of this node may be reading the copy
     node.forget(folder)
 
 

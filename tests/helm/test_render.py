@@ -12,7 +12,7 @@ from dq_cluster.encode.config import EncodeSettings, FeaturizeSettings
 from dq_cluster.evaluate.config import EvaluateSettings
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.train.config import TrainSettings
-from tests.helm.conftest import CHART, CI_VALUES, Helm, of_kind, only, pods
+from tests.helm.conftest import CHART, CI_VALUES, REPO, Helm, of_kind, only, pods
 
 INDEX = ("--set", "index=s3://images/index")
 CI = {path.name.removesuffix("-values.yaml"): str(path) for path in CI_VALUES}
@@ -102,6 +102,7 @@ def test_the_default_is_a_served_index(helm: Helm) -> None:
     assert (options["host"], options["port"], options["request_timeout_s"]) == ("0.0.0.0", 8000, 60)
     cluster = service["spec"]["rayClusterConfig"]
     assert cluster["authOptions"] == {"mode": "token"}
+    assert f"ray=={cluster['rayVersion']}" in (REPO / "constraints.txt").read_text().split()
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     environments = [environment(t) for n, t in pods(documents).items() if n.startswith("RayS")]
     assert len(environments) == 2

@@ -18,6 +18,7 @@ import yaml
 from tests.helm.conftest import CI_VALUES, REPO, Helm
 
 K8S = REPO.parent / "shared/k8s"
+KUBERAY = ("1.7.0", "1.6.2")
 
 
 @pytest.fixture(scope="session")
@@ -40,14 +41,16 @@ def crdcheck() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def crds(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One KubeRay version beside the Prometheus operator's kinds."""
-    folder = tmp_path_factory.mktemp("crds")
-    for name in ("kuberay-v1.7.0", "prometheus-operator"):
-        (folder / name).symlink_to(K8S / "crds" / name)
-    for path in list(folder.rglob("*")):
-        assert path.exists()
-    return str(folder)
+def crds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A folder for each KubeRay version, beside the Prometheus operator's kinds."""
+    folders = {}
+    for version in KUBERAY:
+        folder = tmp_path_factory.mktemp("crds")
+        for name in (f"kuberay-v{version}", "prometheus-operator"):
+            assert (K8S / "crds" / name).is_dir()
+            (folder / name).symlink_to(K8S / "crds" / name)
+        folders[version] = str(folder)
+    return folders
 
 
 @pytest.fixture(scope="session")
@@ -71,19 +74,27 @@ def rendered(helm4: Helm, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     return files
 
 
-@pytest.mark.parametrize("version", ["1.29", "1.33", "1.37"])
+@pytest.mark.parametrize(
+    ("kubernetes", "kuberay"),
+    [("1.29", "1.7.0"), ("1.33", "1.7.0"), ("1.37", "1.7.0"), ("1.33", "1.6.2")],
+)
 def test_strictly_valid(
     crdcheck: ModuleType,
-    crds: str,
+    crds: dict[str, str],
     rendered: list[str],
-    version: str,
+    kubernetes: str,
+    kuberay: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert crdcheck.main(version, crds, *rendered) == 0, capsys.readouterr().out
-    assert "ok" in capsys.readouterr().out
+    failed = crdcheck.main(kubernetes, crds[kuberay], *rendered)
+    output = capsys.readouterr().out
+    assert not failed, output
+    assert "ok   " in output
 
 
-def test_the_check_itself_refuses(crdcheck: ModuleType, crds: str, tmp_path: Path) -> None:
+def test_the_check_itself_refuses(
+    crdcheck: ModuleType, crds: dict[str, str], tmp_path: Path
+) -> None:
     """A misspelt field in a custom and in a built-in resource: the rung above is not blind."""
     wrong = {
         "RayService": {"apiVersion": "ray.io/v1", "spec": {"serveConfigV3": ""}},
@@ -92,4 +103,4 @@ def test_the_check_itself_refuses(crdcheck: ModuleType, crds: str, tmp_path: Pat
     for kind, body in wrong.items():
         path = tmp_path / f"{kind}.yaml"
         path.write_text(yaml.safe_dump({"kind": kind, "metadata": {"name": "x"}, **body}))
-        assert crdcheck.main("1.33", crds, str(path)) == 1
+        assert crdcheck.main("1.33", crds["1.7.0"], str(path)) == 1

@@ -81,9 +81,10 @@ def main() -> None:
     parser.add_argument("chart", type=Path, nargs="?", default=Path(__file__).parent / "dq-cluster")
     arguments = parser.parse_args()
     target, text = arguments.chart / "README.md", readme(arguments.chart)
-    if arguments.check and (not target.exists() or target.read_text() != text):
+    if not arguments.check:
+        target.write_text(text)
+    elif not target.exists() or target.read_text() != text:
         sys.exit(f"{target} is not up to date: run python deploy/helm/readme.py")
-    target.write_text(text)
 
 
 if __name__ == "__main__":

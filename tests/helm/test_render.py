@@ -179,8 +179,23 @@ def test_what_production_asks_for_arrives(helm: Helm) -> None:
     assert worker["terminationGracePeriodSeconds"] == 60
     labelled = helm.render(*INDEX, *RULES, "--set", "metrics.prometheusRule.labels.team=images")
     assert only(labelled, "PrometheusRule")["metadata"]["labels"]["team"] == "images"
-    ports = {p["name"]: p["containerPort"] for p in worker["containers"][0]["ports"]}
-    assert ports == {"serve": 8000, "metrics": 8080}
+    assert {"name": "tmp", "emptyDir": {"sizeLimit": "50Gi"}} in worker["volumes"]
+
+
+def test_ports_are_named_as_kuberay_and_the_monitor_look_for_them(helm: Helm) -> None:
+    serving = {"serve": 8000, "metrics": 8080}
+    heading = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
+    expected = {
+        "RayService/rel-dq-cluster/head": serving | heading,
+        "RayService/rel-dq-cluster/cpu": serving,
+    }
+    documents = helm.render(*INDEX, "--set", "jobs.train.enabled=true")
+    job = f"RayJob/{only(documents, 'RayJob')['metadata']['name']}"
+    expected |= {f"{job}/head": heading, f"{job}/cpu": {"metrics": 8080}}
+    templates = pods(documents)
+    for name, ports in expected.items():
+        container = templates[name]["spec"]["containers"][0]
+        assert {p["name"]: p["containerPort"] for p in container["ports"]} == ports, name
 
 
 def test_a_service_account_of_ones_own(helm: Helm) -> None:
@@ -398,7 +413,7 @@ def test_the_laptop_file_turns_the_token_off_and_traces_on(helm: Helm) -> None:
     variables = environment(pods(documents)["RayService/rel-dq-cluster/cpu"])
     assert variables["RAY_AUTH_MODE"] == "disabled"
     assert variables["OTEL_TRACES_EXPORTER"] == "otlp"
-    assert variables["DQ_LOG_FORMAT"] == "text"
+    assert (variables["DQ_LOG_FORMAT"], variables["DQ_LOG_LEVEL"]) == ("text", "DEBUG")
     assert variables["OMP_NUM_THREADS"] == "2"
 
 

@@ -1,14 +1,20 @@
 """Small real indexes for tests: faiss trains the codebooks, the index modules write the rest."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import torch
+from onnx import TensorProto, helper
+from PIL import Image, ImageDraw
 
 from dq_cluster import __version__
 from dq_cluster.geometry import CodeGeometry, Metric
+from dq_cluster.images.backbone import Backbone, load_backbone
+from dq_cluster.images.config import BackboneSettings
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import code_table, write_code_file
 from dq_cluster.index.manifest import Manifest, Producer
@@ -81,6 +87,7 @@ def make_index(
     carried: bool = True,
     card: ModelCard | None = None,
     embeddings: np.ndarray | None = None,
+    uris: Sequence[str] | None = None,
 ) -> tuple[Index, Manifest, np.ndarray]:
     """Publish a version of `rows` codes in `files` files; returns the vectors that were encoded.
 
@@ -99,7 +106,7 @@ def make_index(
         columns = pa.table(
             {
                 "label": pa.array(part % 10, pa.int64()),
-                "uri": pa.array([f"images/{row}.png" for row in part]),
+                "uri": pa.array([uris[row] if uris else f"images/{row}.png" for row in part]),
             }
         )
         table = code_table(
@@ -167,10 +174,19 @@ def make_model(
 
 
 def make_version(
-    uri: str, card: ModelCard, *, rows: int = 2000, files: int = 8, seed: int = 0
+    uri: str,
+    card: ModelCard,
+    *,
+    rows: int = 2000,
+    files: int = 8,
+    seed: int = 0,
+    features: np.ndarray | None = None,
+    uris: Sequence[str] | None = None,
 ) -> tuple[Manifest, np.ndarray]:
     """Publish a version of features encoded by a model of `make_model`; returns the features."""
-    features = make_vectors(rows, card.feature_dim, seed)
+    if features is None:
+        features = make_vectors(rows, card.feature_dim, seed)
+    rows = len(features)
     network, _ = load_model(Storage(uri), card.digest)
     with torch.no_grad():
         embeddings = network.embed(torch.from_numpy(features)).numpy()
@@ -186,5 +202,32 @@ def make_version(
         seed=seed,
         card=card,
         embeddings=embeddings,
+        uris=uris,
     )
     return manifest, features
+
+
+def make_pictures(folder: Path, count: int) -> list[Path]:
+    """Small PNG files: discs of different colours and sizes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(4)
+    paths = []
+    for number in range(count):
+        image = Image.new("RGB", (48, 40), tuple(rng.integers(0, 256, 3).tolist()))
+        radius = int(rng.integers(5, 18))
+        box = (24 - radius, 20 - radius, 24 + radius, 20 + radius)
+        ImageDraw.Draw(image).ellipse(box, fill=tuple(rng.integers(0, 256, 3).tolist()))
+        paths.append(folder / f"{number}.png")
+        image.save(paths[-1])
+    return paths
+
+
+def make_backbone(path: Path, size: int = 8) -> Backbone:
+    """A backbone whose features are the pixels of a `size` × `size` picture, as an ONNX file."""
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, size, size])
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3 * size * size])
+    node = helper.make_node("Flatten", ["images"], ["features"])
+    graph = helper.make_graph([node], "pixels", [images], [features])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+    return load_backbone(BackboneSettings(kind="onnx", path=str(path), image_size=size))

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import faiss
-import numpy as np
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -37,7 +36,7 @@ from dq_cluster.serve.fanout import Failure
 from dq_cluster.serve.http import make_api
 from dq_cluster.serve.local import list_versions
 from dq_cluster.serve.security import Guard, read_keys
-from dq_cluster.serve.shard import LoadedShard, ShardAnswer, ShardQuery, load_shard
+from dq_cluster.serve.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
 from dq_cluster.serve.versions import Versions
 
 logger = logging.getLogger(__name__)
@@ -132,8 +131,8 @@ class ShardReplica:
         with SHARD_SEARCH_SECONDS.time(shard=self._number), traced:
             return await self._answer(query.version, lambda shard: shard.search(query))
 
-    async def find(self, wanted: tuple[int, int | str]) -> np.ndarray | Failure | None:
-        """The embedding of an id: `wanted` is (version, id)."""
+    async def find(self, wanted: tuple[int, int | str]) -> Item | Failure | None:
+        """The row of an id: `wanted` is (version, id)."""
         version, id = wanted
         return await self._answer(version, lambda shard: shard.find(id))
 
@@ -251,6 +250,9 @@ class Router:
 
     async def search(self, request: SearchRequest) -> SearchResponse:
         return await self._engine.search(request)
+
+    async def picture(self, id: int | str) -> bytes:
+        return await self._engine.picture(id)
 
     async def info(self) -> IndexInfo:
         return self._engine.served.info()

@@ -35,7 +35,8 @@ from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.embed import Embedder
 from dq_cluster.serve.fanout import Failure, Fanout
 from dq_cluster.serve.policy import coverage
-from dq_cluster.serve.shard import ShardQuery
+from dq_cluster.serve.shard import Item, ShardQuery
+from dq_cluster.serve.thumbnail import thumbnail
 
 Call = Callable[[int, str, Any], Awaitable[Any]]
 """call(shard, method, argument): `search` a ShardQuery, or `find` a (version, id)."""
@@ -48,6 +49,7 @@ class Served:
     manifest: Manifest
     shards: tuple[Shard, ...]
     embedder: Embedder
+    limits: ImageLimits
 
     @classmethod
     def load(cls, index: Index, version: int, settings: ServeSettings) -> "Served":
@@ -56,7 +58,7 @@ class Served:
             max_bytes=settings.limits.max_body_bytes, max_pixels=settings.limits.max_pixels
         )
         embedder = Embedder(index.storage, manifest.model, limits)
-        return cls(manifest, plan_shards(manifest.files, settings.shards), embedder)
+        return cls(manifest, plan_shards(manifest.files, settings.shards), embedder, limits)
 
     def info(self) -> IndexInfo:
         geometry = self.manifest.geometry
@@ -163,6 +165,14 @@ class Engine:
             )
         return response
 
+    async def picture(self, id: int | str) -> bytes:
+        """A small JPEG of the image `id`, read from the `uri` that the index carries.
+
+        Raises NotFoundError for an unknown id and for an image that cannot be read.
+        """
+        item = await self._find(id, self.served, self.settings.timeout_ms)
+        return await asyncio.to_thread(thumbnail, item.columns.get("uri"), self.served.limits)
+
     async def _subject(
         self, request: SearchRequest, served: Served, timeout_ms: int
     ) -> tuple[str, np.ndarray]:
@@ -170,7 +180,8 @@ class Engine:
         if request.image is not None:
             return "feature", await asyncio.to_thread(served.embedder.feature, request.image)
         if request.id is not None:
-            return "embedding", (await self._find(request.id, served, timeout_ms))[None]
+            item = await self._find(request.id, served, timeout_ms)
+            return "embedding", item.embedding[None]
         kind = "feature" if request.vector or request.vectors else "embedding"
         vectors = (
             request.vectors or request.embeddings or [request.vector or request.embedding or []]
@@ -188,7 +199,7 @@ class Engine:
             raise InputError(f"a {kind} has a value beyond the range of float32")
         return kind, array
 
-    async def _find(self, id: int | str, served: Served, timeout_ms: int) -> np.ndarray:
+    async def _find(self, id: int | str, served: Served, timeout_ms: int) -> Item:
         wanted = to_id(id, served.manifest.id_type)
         only = parse_filter({"id": wanted}, ())
         asked = [
@@ -203,7 +214,7 @@ class Engine:
             time.monotonic() + timeout_ms / 1e3,
         )
         for answer in answers:
-            if isinstance(answer, np.ndarray):
+            if isinstance(answer, Item):
                 return answer
         failed = [answer for answer in answers if isinstance(answer, Failure)]
         hint = f" in the shards that answered; {failed[0].reason}" if failed else ""

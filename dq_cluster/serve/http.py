@@ -36,6 +36,7 @@ class Service(Protocol):
     guard: Guard
 
     async def search(self, request: SearchRequest) -> SearchResponse: ...
+    async def picture(self, id: int | str) -> bytes: ...
     async def info(self) -> IndexInfo: ...
     async def versions(self) -> list[VersionInfo]: ...
     async def refresh(self, version: int | None) -> IndexInfo: ...
@@ -99,6 +100,15 @@ def make_api(service: Service, *, max_body_bytes: int, hide: str) -> FastAPI:
             media_type="application/json",
             headers={"X-Request-ID": request_id},
         )
+
+    @api.get(
+        "/v1/items/{id:path}/image",
+        response_class=Response,
+        **guarded | {"responses": guarded["responses"] | _JPEG},
+    )
+    async def picture(id: str) -> Response:
+        """A small picture of an image of the index, where it carries a `uri` that can be read."""
+        return Response(await service.picture(id), media_type="image/jpeg")
 
     @api.get("/v1/index", **guarded)
     async def index() -> IndexInfo:
@@ -227,4 +237,5 @@ _SEARCH_BODY = {
         },
     },
 }
+_JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 _PARTIAL: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody}, 504: {"model": ErrorBody}}

@@ -27,6 +27,9 @@ class LocalService:
     async def search(self, request: SearchRequest) -> SearchResponse:
         return await self._engine.search(request)
 
+    async def picture(self, id: int | str) -> bytes:
+        return await self._engine.picture(id)
+
     async def info(self) -> IndexInfo:
         return self._engine.served.info()
 

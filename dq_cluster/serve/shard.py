@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,14 @@ class ShardAnswer:
     seconds: float = field(compare=False)
 
 
+@dataclass(frozen=True)
+class Item:
+    """One row: what its code stands for, (dim,) float32, and its id and carried columns."""
+
+    embedding: np.ndarray
+    columns: dict[str, Any]
+
+
 class LoadedShard:
     """Codes, ids, and carried columns of one shard. Searched from several threads."""
 
@@ -67,10 +76,13 @@ class LoadedShard:
         rows = self.rows.take(ordinals[ordinals != MISSING], ["id", *query.columns])
         return ShardAnswer(scores, ordinals, rows, time.perf_counter() - begin)
 
-    def find(self, id: int | str) -> np.ndarray | None:
-        """What the code of the row `id` stands for, (dim,) float32; None if it is not here."""
+    def find(self, id: int | str) -> Item | None:
+        """The row `id`, or None if it is not here."""
         ordinal = self.rows.find(id)
-        return None if ordinal is None else self.searcher.embedding(ordinal)
+        if ordinal is None:
+            return None
+        columns = self.rows.take(np.array([ordinal]), self.rows.schema.names).to_pylist()[0]
+        return Item(self.searcher.embedding(ordinal), columns)
 
 
 def load_shard(

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ import pytest
 import schemathesis
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
+from PIL import Image
 
+from dq_cluster.errors import NotFoundError
+from dq_cluster.images.config import ImageLimits
 from dq_cluster.index.catalog import Index
 from dq_cluster.serve.config import Limits, ServeSettings
 from dq_cluster.serve.http import make_api
 from dq_cluster.serve.local import LocalService
 from dq_cluster.serve.security import Guard
-from tests.support import make_model, make_version
+from dq_cluster.serve.thumbnail import thumbnail
+from tests.support import make_model, make_pictures, make_version
 
 LIMITS = Limits(max_body_bytes=100_000, max_k=50, max_batch=8)
 
@@ -55,7 +60,7 @@ def test_no_request_that_the_description_allows_makes_an_internal_error(api: Any
         check()
         checked.append(operation.label)
     assert "POST /v1/search" in checked
-    assert len(checked) == 6
+    assert len(checked) == 7
 
 
 @pytest.mark.parametrize(
@@ -170,3 +175,22 @@ def test_a_corrupt_next_version_is_refused_and_the_old_one_stays(tmp_path: Path)
 def test_an_image_in_json_is_base64(http: TestClient) -> None:
     answer = http.post("/v1/search", json={"image": base64.b64encode(b"x").decode()})
     assert "made from features" in answer.json()["error"]
+
+
+def test_a_picture_is_only_ever_a_picture(tmp_path: Path) -> None:
+    (png,) = make_pictures(tmp_path, 1)
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    with Image.open(io.BytesIO(thumbnail(str(png), ImageLimits()))) as small:
+        assert small.format == "JPEG"
+    for uri in (str(secret), str(tmp_path), "http://127.0.0.1/x.png", "s3://", "x.png", "", None):
+        with pytest.raises(NotFoundError, match="no readable picture"):
+            thumbnail(uri, ImageLimits())
+    with pytest.raises(NotFoundError):
+        thumbnail(str(png), ImageLimits(max_bytes=10))
+
+
+def test_a_row_without_a_readable_picture_has_none(http: TestClient) -> None:
+    assert http.get("/v1/items/3/image").status_code == 404
+    assert http.get("/v1/items/999999/image").status_code == 404
+    assert http.get("/v1/items/cat/3.png/image").status_code == 400

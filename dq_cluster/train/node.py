@@ -6,6 +6,7 @@ system keeps in memory what is in use. docs/decisions/0007-training-data-by-row.
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -15,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 
-def node_folder(identity: str) -> Path:
-    """Where this node keeps its copy of the data named `identity`."""
-    folder = Path(tempfile.gettempdir()) / f"dq-cluster-{os.getuid()}" / identity
+def node_folder(job: str) -> Path:
+    """Where this node keeps its copy of what `job` trains on; any difference is another job."""
+    name = hashlib.sha256(job.encode()).hexdigest()[:32]
+    folder = Path(tempfile.gettempdir()) / f"dq-cluster-{os.getuid()}" / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 

@@ -7,9 +7,9 @@
 """
 
 import contextlib
-import hashlib
 import json
 import logging
+import statistics
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -48,15 +48,14 @@ def train(settings: TrainSettings) -> ModelCard:
     """
     rows = _training_rows(settings)
     storage = Storage(settings.run_uri)
-    identity = _claim(settings, rows, storage)
     checkpoints = storage.child("checkpoints")
     seconds: dict[str, float] = {}
     with _timed(seconds, "front"):
-        network = _untrained(settings, rows, checkpoints)
+        network = _network(settings, rows, storage)
     with _timed(seconds, "neighbours"):
         find_positives(network, rows, storage, use_gpu=settings.use_gpu)
     with _timed(seconds, "epochs"):
-        train_missing_epochs(settings, Job(rows, settings.model, settings.seed, storage, identity))
+        train_missing_epochs(settings, Job(rows, settings.model, settings.seed, storage))
     with _timed(seconds, "evaluation"):
         trained = _newest(checkpoints)
         network.load_state_dict(trained.network)
@@ -67,9 +66,7 @@ def train(settings: TrainSettings) -> ModelCard:
         "features": settings.features,
         "rows": rows.count,
         "seed": settings.seed,
-        "samples_per_s": rows.count
-        * len(trained.history)
-        / sum(h["seconds"] for h in trained.history),
+        "samples_per_s": rows.count / statistics.mean(e["seconds"] for e in trained.history),
         "seconds": seconds,
         "history": trained.history,
     }
@@ -98,22 +95,38 @@ def _training_rows(settings: TrainSettings) -> TrainingRows:
     return rows
 
 
-def _claim(settings: TrainSettings, rows: TrainingRows, storage: Storage) -> str:
-    """Record what this run trains, or check that it is still the same. Returns a name for it."""
+def _network(settings: TrainSettings, rows: TrainingRows, storage: Storage) -> DeepQuan:
+    """The run's network as far as it is trained; for a new run, with its linear front set."""
+    checkpoints = storage.child("checkpoints")
+    torch.manual_seed(settings.seed)
+    network = DeepQuan(settings.model, rows.features.dim)
+    if storage.exists("run.json"):
+        _claim(settings, rows, storage)
+    if checkpoint_epochs(checkpoints):
+        network.load_state_dict(_newest(checkpoints).network)
+    else:
+        # The name is claimed only now: features that cannot be read leave no run behind.
+        fit_front(network, rows)
+        _claim(settings, rows, storage)
+        save_checkpoint(checkpoints, Checkpoint(0, network.state_dict()))
+    return network
+
+
+def _claim(settings: TrainSettings, rows: TrainingRows, storage: Storage) -> None:
+    """Record what this run trains. Raises ConfigError if the name is of a run of other things."""
     wanted = {
         "features": rows.features.fingerprint,
         "model": settings.model.model_dump(mode="json"),
         "seed": settings.seed,
         "validation_fraction": settings.validation_fraction,
     }
-    if not storage.create("run.json", json.dumps(wanted, indent=1).encode()):
-        found = json.loads(storage.read("run.json"))
-        if differing := sorted(_differing(found, wanted)):
-            raise ConfigError(
-                f"run '{settings.name}' at {storage.uri} was started with other "
-                f"{', '.join(differing)}; choose another name, or delete that run"
-            )
-    return hashlib.sha256(json.dumps([storage.uri, wanted]).encode()).hexdigest()[:32]
+    if storage.create("run.json", json.dumps(wanted, indent=1).encode()):
+        return
+    if differing := sorted(_differing(json.loads(storage.read("run.json")), wanted)):
+        raise ConfigError(
+            f"run '{settings.name}' at {storage.uri} was started with other "
+            f"{', '.join(differing)}; choose another name, or delete that run"
+        )
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -123,18 +136,6 @@ def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> 
             yield from _differing(a, b, f"{prefix}{key}.")
         elif a != b:
             yield prefix + key
-
-
-def _untrained(settings: TrainSettings, rows: TrainingRows, checkpoints: Storage) -> DeepQuan:
-    """The run's network, whose linear front is set; made, and kept as epoch 0, if it is new."""
-    torch.manual_seed(settings.seed)
-    network = DeepQuan(settings.model, rows.features.dim)
-    if checkpoint_epochs(checkpoints):
-        network.load_state_dict(_newest(checkpoints).network)
-    else:
-        fit_front(network, rows)
-        save_checkpoint(checkpoints, Checkpoint(0, network.state_dict()))
-    return network
 
 
 def _newest(checkpoints: Storage) -> Checkpoint:

@@ -22,19 +22,18 @@ from dq_cluster.train.rows import TrainingRows
 
 @dataclass(frozen=True)
 class Job:
-    """All a worker needs to know. identity names the node's copy of rows and positives."""
+    """All a worker needs to know."""
 
     rows: TrainingRows
     model: ModelSettings
     seed: int
     storage: Storage
-    identity: str
 
 
 def train_worker(config: dict[str, Job]) -> None:
     """Train `config["job"]` together with the other workers of the group."""
     job = config["job"]
-    folder = node.node_folder(job.identity)
+    folder = node.node_folder(repr(job))
     features, positives = _node_copy(job, folder)
     leader = ray.train.get_context().get_world_rank() == 0
 

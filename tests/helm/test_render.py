@@ -274,6 +274,22 @@ def test_other_settings_or_another_run_make_another_job(helm: Helm) -> None:
     assert len(others | {first}) == 3
 
 
+@pytest.mark.parametrize(
+    ("release", "values", "name"),
+    [
+        ("rel", "", "rel-dq-cluster"),
+        ("my-dq-cluster", "", "my-dq-cluster"),
+        ("rel", ",nameOverride=images", "rel-images"),
+        ("rel", ",fullnameOverride=images", "images"),
+    ],
+)
+def test_names(helm: Helm, release: str, values: str, name: str) -> None:
+    documents = helm.render("--set", f"index=s3://images/index{values}", release=release)
+    assert only(documents, "RayService")["metadata"]["name"] == name
+    assert only(documents, "ServiceAccount")["metadata"]["name"] == name
+    assert only(documents, "PodDisruptionBudget")["metadata"]["name"] == f"{name}-serve"
+
+
 def test_names_keep_their_suffixes_within_47_characters(helm: Helm) -> None:
     release = "a-release-name-that-is-as-long-as-helm-allows-it-53"
     enabled = [part for job in KINDS for part in ("--set", f"jobs.{job}.enabled=true")]

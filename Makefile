@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format proto clean
 
 demo: $(VENV)/.installed  ## the whole road on real pictures; ends with a report
 	$(BIN)/dq-cluster demo
@@ -18,6 +18,10 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+proto: $(VENV)/.installed  ## after editing dq_cluster/v1/search.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+	  dq_cluster/v1/search.proto
 
 # Pinned, so that installing takes no search for versions and everyone tests the same ones.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -33,11 +33,13 @@ from dq_cluster.serve.api import IndexInfo, SearchRequest, SearchResponse, Versi
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.engine import Engine, Served
 from dq_cluster.serve.fanout import Failure
+from dq_cluster.serve.grpc import GrpcService
 from dq_cluster.serve.http import make_api
 from dq_cluster.serve.local import list_versions
 from dq_cluster.serve.security import Guard, read_keys
 from dq_cluster.serve.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
 from dq_cluster.serve.versions import Versions
+from dq_cluster.v1 import search_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +233,7 @@ class Router:
         self.guard = Guard(read_keys(), settings.limits)
         self._settings, self._keeper = settings, keeper
         self._index = Index.at(settings.index)
+        self._grpc = GrpcService(self, hide=self._index.storage.uri)
         self._name = uuid.uuid4().hex
         first = await self._keeper.follow.remote(self._name, None)
 
@@ -247,6 +250,21 @@ class Router:
             max_body_bytes=self._settings.limits.max_body_bytes,
             hide=self._index.storage.uri,
         )
+
+    # Serve's gRPC proxy calls the methods of SearchService by their names in the .proto.
+    async def Search(self, request: pb.SearchRequest, grpc_context: Any) -> pb.SearchResponse:
+        return await self._grpc.search(request, grpc_context)
+
+    async def GetIndex(self, request: pb.GetIndexRequest, grpc_context: Any) -> pb.Index:
+        return await self._grpc.info(grpc_context)
+
+    async def ListVersions(
+        self, request: pb.ListVersionsRequest, grpc_context: Any
+    ) -> pb.ListVersionsResponse:
+        return await self._grpc.versions(grpc_context)
+
+    async def Refresh(self, request: pb.RefreshRequest, grpc_context: Any) -> pb.Index:
+        return await self._grpc.refresh(request, grpc_context)
 
     async def search(self, request: SearchRequest) -> SearchResponse:
         return await self._engine.search(request)

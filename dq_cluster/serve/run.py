@@ -41,7 +41,12 @@ def serving(settings: ServeSettings) -> Iterator[str]:
     from dq_cluster.serve.app import build
 
     port = settings.port or free_port(settings.host)
-    serve.start(http_options={"host": settings.host, "port": port})
+    grpc_options = None
+    if settings.grpc_port:
+        from dq_cluster.serve.grpc import SERVICER
+
+        grpc_options = {"port": settings.grpc_port, "grpc_servicer_functions": [SERVICER]}
+    serve.start(http_options={"host": settings.host, "port": port}, grpc_options=grpc_options)
     try:
         # Relative paths mean the folder of this process; replicas run in others.
         absolute = {"index": Index.at(settings.index).storage.uri}

@@ -10,7 +10,7 @@ import pytest
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard
 from dq_cluster.serve.config import ServeSettings
-from dq_cluster.serve.run import serving
+from dq_cluster.serve.run import free_port, serving
 from tests.support import make_model, make_version
 
 SHARDS = 4
@@ -21,6 +21,7 @@ class Service:
     """A running API over a folder."""
 
     url: str
+    grpc: str
     uri: str
     card: ModelCard
     manifest: Manifest
@@ -36,6 +37,7 @@ def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     uri = str(tmp_path_factory.mktemp("served") / "index")
     card = make_model(uri)
     manifest, features = make_version(uri, card, rows=1500, files=9)
-    settings = ServeSettings(index=uri, shards=SHARDS, cpus=0.2, port=0)
+    port = free_port()
+    settings = ServeSettings(index=uri, shards=SHARDS, cpus=0.2, port=0, grpc_port=port)
     with serving(settings) as url:
-        yield Service(url, uri, card, manifest, features)
+        yield Service(url, f"127.0.0.1:{port}", uri, card, manifest, features)

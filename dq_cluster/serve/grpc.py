@@ -1,0 +1,165 @@
+"""The gRPC surface: messages to and from what the service asks and answers."""
+
+import base64
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+
+from dq_cluster.errors import DqError, NotFoundError, UserError
+from dq_cluster.serve.api import (
+    CoverageError,
+    IndexInfo,
+    SearchRequest,
+    SearchResponse,
+    VersionInfo,
+    parse_request,
+)
+from dq_cluster.serve.http import Service, answer
+from dq_cluster.serve.security import AuthenticationError, LimitError
+from dq_cluster.v1 import search_pb2 as pb
+
+SERVICER = "dq_cluster.v1.search_pb2_grpc.add_SearchServiceServicer_to_server"
+
+
+class GrpcService:
+    """The calls of SearchService, answered by a Service.
+
+    Errors of ours become a status with their message; anything else is Serve's INTERNAL.
+    """
+
+    def __init__(self, service: Service, hide: str) -> None:
+        self._service, self._hide = service, hide
+
+    async def search(self, asked: pb.SearchRequest, context: Any) -> pb.SearchResponse:
+        return await self._guarded(context, self._search(asked), pb.SearchResponse())
+
+    async def info(self, context: Any) -> pb.Index:
+        return await self._guarded(context, self._info(), pb.Index())
+
+    async def versions(self, context: Any) -> pb.ListVersionsResponse:
+        return await self._guarded(context, self._versions(), pb.ListVersionsResponse())
+
+    async def refresh(self, asked: pb.RefreshRequest, context: Any) -> pb.Index:
+        version = asked.version if asked.HasField("version") else None
+        return await self._guarded(context, self._refresh(version), pb.Index())
+
+    async def _search(self, asked: pb.SearchRequest) -> pb.SearchResponse:
+        return response_message(await answer(self._service, request_of(asked)))
+
+    async def _info(self) -> pb.Index:
+        return index_message(await self._service.info())
+
+    async def _versions(self) -> pb.ListVersionsResponse:
+        found = await self._service.versions()
+        return pb.ListVersionsResponse(versions=[version_message(each) for each in found])
+
+    async def _refresh(self, version: int | None) -> pb.Index:
+        return index_message(await self._service.refresh(version))
+
+    async def _guarded(self, context: Any, work: Awaitable[Any], empty: Message) -> Any:
+        try:
+            metadata = {key.lower(): value for key, value in context.invocation_metadata()}
+            self._service.guard.admit(metadata.get("authorization"))
+        except DqError as error:
+            work.close()  # type: ignore[attr-defined]
+            return self._refused(context, error, empty)
+        try:
+            return await work
+        except DqError as error:
+            return self._refused(context, error, empty)
+
+    def _refused(self, context: Any, error: DqError, empty: Message) -> Message:
+        context.set_code(status_of(error))
+        context.set_details(str(error).replace(self._hide, "<index>"))
+        return empty
+
+
+def status_of(error: DqError) -> grpc.StatusCode:
+    """The gRPC status that says what kind of error it is."""
+    match error:
+        case AuthenticationError():
+            return grpc.StatusCode.UNAUTHENTICATED
+        case LimitError():
+            return grpc.StatusCode.RESOURCE_EXHAUSTED
+        case NotFoundError():
+            return grpc.StatusCode.NOT_FOUND
+        case UserError():
+            return grpc.StatusCode.INVALID_ARGUMENT
+        case CoverageError():
+            late = error.response.timed_out
+            return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.UNAVAILABLE
+        case _:
+            return grpc.StatusCode.FAILED_PRECONDITION
+
+
+def request_of(asked: pb.SearchRequest) -> SearchRequest:
+    """The request a message stands for. Raises InputError."""
+    values: dict[str, Any] = {"include": tuple(asked.include)}
+    subject = asked.WhichOneof("subject")
+    if subject in ("vectors", "embeddings"):
+        vectors = getattr(asked, subject).vectors
+        values[subject] = [list(vector.values) for vector in vectors]
+    elif subject == "id":
+        values["id"] = getattr(asked.id, asked.id.WhichOneof("id") or "text")
+    elif subject == "image":
+        values["image"] = base64.b64encode(asked.image)
+    for name in ("k", "nprobe", "timeout_ms", "min_coverage"):
+        if asked.HasField(name):
+            values[name] = getattr(asked, name)
+    if asked.HasField("filter"):
+        values["filter"] = _whole_numbers(json_format.MessageToDict(asked.filter))
+    return parse_request(values)
+
+
+def response_message(found: SearchResponse) -> pb.SearchResponse:
+    return pb.SearchResponse(
+        hits=[
+            pb.Hits(
+                hits=[
+                    pb.Hit(id=_id(hit.id), score=hit.score, columns=_struct(hit.columns))
+                    for hit in hits
+                ]
+            )
+            for hits in found.hits
+        ],
+        version=found.version,
+        coverage=found.coverage,
+        timed_out=found.timed_out,
+        failed_shards=[
+            pb.ShardFailure(shard=each.shard, reason=each.reason) for each in found.failed_shards
+        ],
+        shards=found.shards,
+        ms=found.ms,
+    )
+
+
+def index_message(info: IndexInfo) -> pb.Index:
+    values = info.model_dump(exclude={"evaluation"})
+    return pb.Index(**values, evaluation=_struct(info.model_dump(mode="json")["evaluation"]))
+
+
+def version_message(info: VersionInfo) -> pb.Version:
+    return pb.Version(**info.model_dump())
+
+
+def _id(id: int | str) -> pb.Id:
+    return pb.Id(number=id) if isinstance(id, int) else pb.Id(text=id)
+
+
+def _struct(values: Mapping[str, Any]) -> Struct:
+    struct = Struct()
+    struct.update(values)
+    return struct
+
+
+def _whole_numbers(value: Any) -> Any:
+    """A Struct knows only floating point: give whole numbers back their type."""
+    if isinstance(value, dict):
+        return {name: _whole_numbers(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -13,6 +13,8 @@ import yaml
 REPO = Path(__file__).parents[2]
 CHART = REPO / "deploy/helm/dq-cluster"
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+CI = {path.name.removesuffix("-values.yaml"): str(path) for path in CI_VALUES}
+INDEX = ("--set", "index=s3://images/index")
 APIS = ("ray.io/v1", "monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
 
 
@@ -91,3 +93,9 @@ def pods(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if "submitterPodTemplate" in spec:
             found[f"{name}/submitter"] = spec["submitterPodTemplate"]
     return found
+
+
+def environment(template: dict[str, Any]) -> dict[str, Any]:
+    """Variables of a pod template's first container: the value, or where it comes from."""
+    container = template["spec"]["containers"][0]
+    return {e["name"]: e.get("value", e.get("valueFrom")) for e in container["env"]}

@@ -6,9 +6,7 @@ import sys
 
 import pytest
 
-from tests.helm.conftest import CHART, CI_VALUES, REPO, Helm
-
-INDEX = ("--set", "index=s3://images/index")
+from tests.helm.conftest import CHART, CI_VALUES, INDEX, REPO, Helm
 
 WRONG = {
     "no index": ([], "index"),

@@ -8,7 +8,7 @@ fails on the way leaves nothing that counts, so a fragment can always be done ag
 import logging
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +65,7 @@ class _Gathered:
 
 
 class FragmentEncoder:
-    """Encodes fragments by number and reports, per fragment, a row of figures."""
+    """Encodes fragments by number and returns their receipts, as JSON."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -76,25 +76,23 @@ class FragmentEncoder:
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for fragment in batch["fragment"]:
             receipt = self._persistently(int(fragment))
-            yield {
-                "fragment": [receipt.fragment],
-                "rows": [receipt.rows],
-                "rejected": [receipt.rejected],
-                **{f"{stage}_seconds": [receipt.seconds.get(stage, 0.0)] for stage in STAGES},
-            }
+            yield {"receipt": [receipt.model_dump_json()]}
 
     def _persistently(self, fragment: int) -> Receipt:
         """Encode through failures of storage and the loss of loading tasks."""
-        for pause in (*_PAUSES, None):
+        for pause in _PAUSES:
             try:
                 return self._encode(fragment)
+            except RayTaskError:
+                raise  # a bug, and it will still be there
             except (StorageError, RayError) as error:
-                transient = isinstance(error, StorageError) or not isinstance(error, RayTaskError)
-                if not transient or pause is None:
-                    raise
+                last = error
                 log.warning("fragment %d failed, trying again: %s", fragment, error)
                 time.sleep(pause)
-        raise AssertionError("unreachable")
+        raise DqError(
+            f"fragment {fragment} failed {len(_PAUSES)} times, the last time with: {last}; when "
+            "the cause is gone, the same command continues"
+        )
 
     def _encode(self, fragment: int) -> Receipt:
         if self._ledger.contains(fragment):
@@ -141,6 +139,7 @@ class FragmentEncoder:
             fragment=fragment,
             rows=rows,
             rejected=sum(file.rows for file in rejects),
+            reasons=_count_reasons(gathered.rejects),
             files=files,
             rejects=rejects,
             columns=columns,
@@ -158,9 +157,6 @@ class FragmentEncoder:
             return ()
         path = f"{self._job.rejects}/rejects-{fragment:06d}-{uuid.uuid4().hex[:12]}.parquet"
         return (write_parquet(self._job.storage, path, pa.concat_tables(tables), stats=["reason"]),)
-
-
-STAGES = ("load", "encode", "write", "wait")
 
 
 def _stream(job: Job, lanes: list[Any], expected: Any) -> Iterator[tuple[int, Chunk]]:
@@ -186,6 +182,10 @@ def _stream(job: Job, lanes: list[Any], expected: Any) -> Iterator[tuple[int, Ch
     finally:
         for lane in open_lanes:
             ray.cancel(lane)
+
+
+def _count_reasons(rejects: list[pa.Table]) -> dict[str, int]:
+    return dict(Counter(r for table in rejects for r in table.column("reason").to_pylist()))
 
 
 def _first_of_each_id(table: pa.Table) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""The Ray Data pipeline: fragment numbers in, a row of figures per committed fragment out."""
+"""The Ray Data pipeline: fragment numbers in, receipts of committed fragments out."""
 
 import logging
-from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -9,10 +9,10 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayTaskError
 
 from dq_cluster.encode.config import PoolSettings
-from dq_cluster.encode.fragment import STAGES, FragmentEncoder, Job
+from dq_cluster.encode.fragment import FragmentEncoder, Job
 from dq_cluster.encode.progress import RunProgress
 from dq_cluster.errors import DqError, InputError, QualityGateError
-from dq_cluster.index.ledger import Ledger
+from dq_cluster.index.ledger import Ledger, Receipt
 
 # Ray Data keeps books per block; many fragments therefore share one. Each is still committed
 # on its own.
@@ -29,25 +29,22 @@ def run_fragments(
     fragments = job.plan.fragments
     done = set(Ledger(job.storage, job.run).done())
     todo = [number for number in range(fragments) if number not in done]
-    seconds: dict[str, float] = defaultdict(float)
     with RunProgress(name, fragments, fragments - len(todo)) as progress:
         if todo:
             _check_room(pool)
             limit = max_reject_fraction * job.plan.rows if job.plan.rows else None
-            for row in _figures(job, pool, todo):
-                progress.add(row["rows"], row["rejected"])
-                for stage in STAGES:
-                    seconds[stage] += row[f"{stage}_seconds"]
+            for receipt in _receipts(job, pool, todo):
+                progress.add(receipt)
                 if limit is not None and progress.rejected > limit:
                     raise QualityGateError(
                         f"{progress.rejected:,} of {job.plan.rows:,} inputs are rejects, more "
                         f"than max_reject_fraction {max_reject_fraction:g}; nothing is "
                         f"published; see {job.storage.uri}/{job.rejects}"
                     )
-        return _summary(progress, seconds, pool)
+        return _summary(progress, pool)
 
 
-def _figures(job: Job, pool: PoolSettings, todo: list[int]) -> Any:
+def _receipts(job: Job, pool: PoolSettings, todo: list[int]) -> Iterator[Receipt]:
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     # Its own account of every execution; what a reader wants is in RunProgress.
@@ -57,7 +54,7 @@ def _figures(job: Job, pool: PoolSettings, todo: list[int]) -> Any:
             [{"fragment": number} for number in todo],
             override_num_blocks=min(len(todo), _MAX_BLOCKS),
         )
-        figures = numbers.map_batches(
+        receipts = numbers.map_batches(
             FragmentEncoder,
             fn_constructor_args=(job,),
             batch_size=1,
@@ -67,7 +64,8 @@ def _figures(job: Job, pool: PoolSettings, todo: list[int]) -> Any:
             num_gpus=pool.gpus,
         )
         try:
-            yield from figures.iter_rows()
+            for row in receipts.iter_rows():
+                yield Receipt.model_validate_json(row["receipt"])
         except RayTaskError as error:
             raise _cause(error) from None
 
@@ -94,16 +92,14 @@ def _check_room(pool: PoolSettings) -> None:
             )
 
 
-def _summary(
-    progress: RunProgress, seconds: dict[str, float], pool: PoolSettings
-) -> dict[str, Any]:
-    """Rows per second: end to end, and of each stage if it alone had the time it used."""
+def _summary(progress: RunProgress, pool: PoolSettings) -> dict[str, Any]:
+    """Rows per second: end to end, and of each stage in the time that it worked itself."""
     total = progress.rows + progress.rejected
     workers = {"load": pool.encoders * pool.decoders}
     rates = {
-        f"{stage}_rows_per_second": total * workers.get(stage, pool.encoders) / seconds[stage]
+        f"{stage}_rows_per_second": total * workers.get(stage, pool.encoders) / seconds
         for stage in ("load", "encode", "write")
-        if seconds[stage]
+        if (seconds := progress.stages[stage])
     }
     return {
         "seconds": progress.seconds,

@@ -2,11 +2,13 @@
 
 import sys
 import time
+from collections import Counter
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from dq_cluster.index.ledger import Receipt
 from dq_cluster.observe import metrics
 
 _LINE_EVERY = 10.0  # seconds, where there is no terminal
@@ -19,6 +21,7 @@ class RunProgress:
         self._name, self._fragments = name, fragments
         self._done, self._before = done, done
         self.rows = self.rejected = 0
+        self.stages: Counter[str] = Counter()
         self._started = self._spoke = time.monotonic()
         self._bar = Progress(
             SpinnerColumn(),
@@ -44,13 +47,14 @@ class RunProgress:
         self._bar.stop()
         self._say(self.figures())
 
-    def add(self, rows: int, rejected: int) -> None:
+    def add(self, receipt: Receipt) -> None:
         """One more fragment is committed."""
         self._done += 1
-        self.rows += rows
-        self.rejected += rejected
-        metrics.ENCODE_IMAGES.inc(rows)
-        metrics.ENCODE_REJECTS.inc(rejected)
+        self.rows += receipt.rows
+        self.rejected += receipt.rejected
+        self.stages.update(receipt.seconds)
+        metrics.ENCODE_IMAGES.inc(receipt.rows)
+        metrics.ENCODE_REJECTS.inc(receipt.rejected)
         metrics.ENCODE_FRAGMENTS_DONE.set(self._done)
         self._bar.update(self._task, completed=self._done, figures=self.figures())
         if self._bar.disable and time.monotonic() - self._spoke >= _LINE_EVERY:

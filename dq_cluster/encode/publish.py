@@ -1,5 +1,6 @@
 """From a run's ledger to a version: check everything, then one manifest."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from dq_cluster import __version__
@@ -122,14 +123,16 @@ def check_complete(plan: Plan, receipts: list[Receipt]) -> None:
 
 def check_rejects(receipts: Iterable[Receipt], max_fraction: float) -> None:
     """Raise QualityGateError when the share of rejects is greater than `max_fraction`."""
-    rows, rejected = 0, 0
+    rows, reasons = 0, Counter[str]()
     for receipt in receipts:
-        rows, rejected = rows + receipt.rows, rejected + receipt.rejected
+        rows += receipt.rows
+        reasons.update(receipt.reasons)
+    rejected = reasons.total()
     if rejected > max_fraction * (rows + rejected):
+        why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         raise QualityGateError(
-            f"{rejected:,} of {rows + rejected:,} inputs are rejects, more than "
-            f"max_reject_fraction {max_fraction:g}; nothing is published; the rejects files say "
-            "why each was rejected"
+            f"{rejected:,} of {rows + rejected:,} inputs are rejects ({why}), more than "
+            f"max_reject_fraction {max_fraction:g}; nothing is published"
         )
     if not rows:
         raise QualityGateError(f"all {rejected:,} inputs are rejects; nothing is published")

@@ -13,6 +13,8 @@ from dq_cluster.encode.planning import continue_or_plan
 from dq_cluster.encode.pool import run_fragments
 from dq_cluster.encode.publish import data_folder, publish_run, published, run_folder
 from dq_cluster.errors import ConfigError, InputError, NotFoundError
+from dq_cluster.images.backbone import PREPROCESSING
+from dq_cluster.images.parquet import ParquetRows
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard, read_card
@@ -94,6 +96,8 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> None:
             f"model {card.digest[:12]} was trained on features whose origin it does not know: "
             "give a source of kind features, or train with a backbone"
         )
+    if settings.source.kind == "features":
+        _check_origin(settings, card)
     if not settings.append:
         return
     try:
@@ -108,6 +112,19 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> None:
             raise InputError(
                 f"cannot append to version {parent.version}: its {what} is {theirs}, not {ours}"
             )
+
+
+def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
+    """Features of another backbone have the right form and mean nothing to the model."""
+    source = ParquetRows(settings.source, settings.source.feature_column, "feature")
+    origin = json.loads(source.about(PREPROCESSING) or b"{}")
+    if origin and card.preprocessing and origin != card.preprocessing:
+        differ = [key for key in origin if origin[key] != card.preprocessing.get(key)]
+        raise InputError(
+            f"the features at {settings.source.uri} were made with another backbone than model "
+            f"{card.digest[:12]} was trained on (they differ in {', '.join(differ)}); make the "
+            "features again, or encode with the model they belong to"
+        )
 
 
 def _summary(manifest: Manifest, run: str) -> dict[str, Any]:

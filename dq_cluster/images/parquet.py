@@ -50,6 +50,12 @@ class ParquetRows:
         if first is None:
             raise InputError(f"{self._settings.uri} holds no .parquet file; check source.uri")
 
+    def about(self, key: bytes) -> bytes | None:
+        """What the first file says under `key` in its metadata."""
+        first = next(self._paths(), None)
+        metadata = self._open(first).schema_arrow.metadata if first else None
+        return (metadata or {}).get(key)
+
     def read(self, units: Iterable[Unit], rows: int) -> Iterator[pa.Table]:
         for path, parts in itertools.groupby(units, lambda unit: unit.path):
             file = self._open(path)

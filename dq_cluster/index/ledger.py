@@ -23,13 +23,15 @@ _READERS = 32
 class Receipt(Settings):
     """What an encoding task reports about its fragment.
 
-    files, rejects: what it wrote; seconds: time spent per stage, summed over its workers;
-    columns: names and Arrow types of the columns of `files`.
+    files, rejects: what it wrote; rows, rejected: how many rows are in them; reasons: rejects by
+    reason; columns: names and Arrow types of the columns of `files`; seconds: time spent per
+    stage, summed over its workers.
     """
 
     fragment: int
     rows: int
     rejected: int
+    reasons: dict[str, int]
     files: tuple[FileEntry, ...]
     rejects: tuple[FileEntry, ...]
     columns: dict[str, str]

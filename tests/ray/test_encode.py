@@ -14,7 +14,7 @@ from dq_cluster.images.config import BackboneSettings, SourceSettings
 from dq_cluster.index.models import ModelCard
 from dq_cluster.model.cells import add_cells
 from dq_cluster.storage import Storage
-from dq_cluster.train.features import open_features
+from dq_cluster.images.features import open_features
 from tests.encoding import (
     codes_of,
     current,
@@ -269,3 +269,14 @@ def test_mistakes_are_found_before_the_work(
     none = BackboneSettings(kind="none")
     with pytest.raises(ConfigError, match="needs images and a backbone"):
         featurize(FeaturizeSettings(source=source, output=str(tmp_path / "f"), backbone=none))
+
+
+def test_features_of_another_backbone_are_refused(
+    tmp_path: Path, index: str, card: ModelCard, backbone: BackboneSettings
+) -> None:
+    output = str(tmp_path / "features")
+    other = backbone.model_copy(update={"mean": (0.5, 0.5, 0.5)})
+    featurize(FeaturizeSettings(source=pile(tmp_path), output=output, backbone=other))
+    source = SourceSettings(kind="features", uri=output)
+    with pytest.raises(InputError, match=r"another backbone .* \(they differ in mean\)"):
+        encode(settings_for(index, card, source))

@@ -17,6 +17,7 @@ def receipt(fragment: int, rows: int = 1) -> Receipt:
         fragment=fragment,
         rows=rows,
         rejected=0,
+        reasons={},
         files=(file,),
         rejects=(),
         columns={"id": "int64"},

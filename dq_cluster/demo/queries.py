@@ -10,8 +10,8 @@ import httpx
 
 from dq_cluster.evaluate.report import GridRow, Picture
 from dq_cluster.images.config import SourceSettings
+from dq_cluster.images.features import FeatureSet, open_features
 from dq_cluster.images.sources import open_source
-from dq_cluster.train.features import FeatureSet, open_features
 
 NEIGHBOURS = 10
 _GRID_ROWS = 12

@@ -11,13 +11,13 @@ import torch
 from dq_cluster.errors import InputError
 from dq_cluster.evaluate.config import EvaluateSettings
 from dq_cluster.evaluate.metrics import mean_average_precision, recall_at_k
+from dq_cluster.images.features import FeatureSet, open_features
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.merge import merge
 from dq_cluster.index.searcher import Searcher
 from dq_cluster.model.bundle import load_model
 from dq_cluster.model.deepquan import DeepQuan
-from dq_cluster.train.features import FeatureSet, open_features
 
 _BLOCK = 1 << 16  # database rows compared at once
 _RECALL_AT = 10

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dq_cluster.train.features import FeatureSet
+from dq_cluster.images.features import FeatureSet
 from dq_cluster.train.split import Split, blocks
 
 

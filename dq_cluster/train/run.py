@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dq_cluster.errors import ConfigError, DqError, InputError
+from dq_cluster.images.features import open_features
 from dq_cluster.index.models import ModelCard
 from dq_cluster.model.bundle import save_model
 from dq_cluster.model.deepquan import DeepQuan
@@ -28,7 +29,6 @@ from dq_cluster.train.checkpoint import (
     save_checkpoint,
 )
 from dq_cluster.train.config import TrainSettings
-from dq_cluster.train.features import open_features
 from dq_cluster.train.neighbours import find_positives, fit_front
 from dq_cluster.train.quality import check_gate, measure
 from dq_cluster.train.rows import TrainingRows

@@ -13,6 +13,7 @@ import torch
 
 from dq_cluster.config import load_settings
 from dq_cluster.errors import ConfigError, DqError, InputError, QualityGateError
+from dq_cluster.images.features import open_features
 from dq_cluster.index.models import ModelCard, list_models
 from dq_cluster.model.bundle import load_model
 from dq_cluster.model.deepquan import DeepQuan
@@ -21,7 +22,6 @@ from dq_cluster.model.fit import start
 from dq_cluster.storage import Storage
 from dq_cluster.train.checkpoint import checkpoint_epochs
 from dq_cluster.train.config import ElasticWorkers, QualityGate, TrainSettings
-from dq_cluster.train.features import open_features
 from dq_cluster.train.neighbours import find_positives, fit_front, read_column
 from dq_cluster.train.rows import TrainingRows
 from dq_cluster.train.run import train

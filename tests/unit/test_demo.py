@@ -13,7 +13,7 @@ from dq_cluster.demo.pictures import find_pictures
 from dq_cluster.demo.queries import picture_bytes
 from dq_cluster.demo.split import split_features
 from dq_cluster.errors import ConfigError, InputError, NotFoundError
-from dq_cluster.train.features import open_features
+from dq_cluster.images.features import open_features
 
 
 def test_journal_does_each_stage_once(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from dq_cluster.errors import InputError, NotFoundError
 from dq_cluster.images.backbone import PREPROCESSING
+from dq_cluster.images.features import open_features
 from dq_cluster.storage import Storage
-from dq_cluster.train.features import open_features
 from dq_cluster.train.node import mapped
 from dq_cluster.train.rows import TrainingRows
 from dq_cluster.train.split import Split

@@ -156,7 +156,7 @@ def make_model(
 ) -> ModelCard:
     """A DeepQuan with random weights and codebooks trained by faiss, stored below the index."""
     settings = ModelSettings(
-        bits=m * nbits, nbits=nbits, dim=dim, metric=metric, hidden=(24,), components=0
+        bits=m * nbits, nbits=nbits, dim=dim, metric=metric, hidden=(24,), components=feature_dim
     )
     torch.manual_seed(seed)
     network = DeepQuan(settings, feature_dim)

@@ -40,6 +40,7 @@ class Service(Protocol):
     async def info(self) -> IndexInfo: ...
     async def versions(self) -> list[VersionInfo]: ...
     async def refresh(self, version: int | None) -> IndexInfo: ...
+    async def metrics(self) -> str: ...
 
 
 class RefreshRequest(BaseModel):
@@ -134,6 +135,11 @@ def make_api(service: Service, *, max_body_bytes: int, hide: str) -> FastAPI:
     async def readyz() -> str:
         """A version is served: this process answers only once it has one."""
         return "ok"
+
+    @api.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> str:
+        """The metrics of dq_cluster on this node, in Prometheus' text format."""
+        return await service.metrics()
 
     @api.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> str:

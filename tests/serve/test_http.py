@@ -60,7 +60,7 @@ def test_no_request_that_the_description_allows_makes_an_internal_error(api: Any
         check()
         checked.append(operation.label)
     assert "POST /v1/search" in checked
-    assert len(checked) == 7
+    assert len(checked) == 8
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Over HTTP, four shards answer exactly what one faiss index over the same codes does."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -91,3 +93,16 @@ def test_a_filter_is_searched_as_if_the_rest_did_not_exist(
         ).json()
     assert [hit["id"] for hit in body["hits"][0]] == wanted[0].tolist()
     assert body["coverage"] == 1
+
+
+def test_metrics_count_the_queries(service: Service) -> None:
+    with service.http as http:
+        http.post("/v1/search", json={"id": 1})
+        deadline = time.monotonic() + 60
+        text = ""
+        while "ray_dq_queries_total" not in text:
+            assert time.monotonic() < deadline, text
+            time.sleep(0.5)
+            text = http.get("/metrics").text
+    assert "ray_dq_index_version" in text
+    assert all(" ray_dq_" in f" {line}" for line in text.splitlines())

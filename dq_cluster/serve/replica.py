@@ -1,0 +1,102 @@
+"""One replica of one shard, as Ray Serve runs it."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import faiss
+from ray import serve
+
+from dq_cluster.errors import DqError, InputError, IntegrityError
+from dq_cluster.index.catalog import Index
+from dq_cluster.observe.log import configure_logging
+from dq_cluster.observe.metrics import (
+    SHARD_CODES,
+    SHARD_LOAD_FAILURES,
+    SHARD_LOAD_SECONDS,
+    SHARD_SEARCH_SECONDS,
+)
+from dq_cluster.observe.tracing import span
+from dq_cluster.serve.config import ServeSettings
+from dq_cluster.serve.fanout import Failure
+from dq_cluster.serve.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
+
+logger = logging.getLogger(__name__)
+
+KEEPER = "Versions"  # the name of VersionKeeper's deployment
+
+
+class ShardReplica:
+    """One replica of one shard: the versions it holds, and a thread pool that searches them."""
+
+    async def __init__(self, settings: ServeSettings, number: int) -> None:  # type: ignore[misc]
+        configure_logging()
+        self._settings, self._number = settings, number
+        self._index = Index.at(settings.index)
+        self._held: dict[int, LoadedShard] = {}
+        threads = max(1, math.ceil(settings.cpus))
+        faiss.omp_set_num_threads(threads)
+        self._pool = ThreadPoolExecutor(threads)
+        app = serve.get_replica_context().app_name
+        keeper = serve.get_deployment_handle(KEEPER, app)
+        refused = await self.load(await keeper.serving.remote())
+        if refused:
+            raise IntegrityError(refused)
+
+    async def load(self, version: int) -> str:
+        """Load a version beside those held. Returns why it was refused, or an empty string."""
+        if version in self._held:
+            return ""
+        try:
+            with SHARD_LOAD_SECONDS.time(shard=self._number):
+                self._held[version] = await asyncio.to_thread(
+                    load_shard,
+                    self._index,
+                    version,
+                    self._number,
+                    self._settings.shards,
+                    int(self._settings.memory_gb * 1e9),
+                )
+        except DqError as error:
+            SHARD_LOAD_FAILURES.inc(shard=self._number)
+            logger.error(
+                "version refused", extra={"shard": self._number, "version": version, "why": error}
+            )
+            return f"shard {self._number} refused version {version}: {error}"
+        SHARD_CODES.set(self._held[version].searcher.rows, shard=self._number)
+        logger.info(
+            "version loaded",
+            extra={
+                "shard": self._number,
+                "version": version,
+                "simd": self._held[version].searcher.simd,
+            },
+        )
+        return ""
+
+    async def release(self, keep: frozenset[int]) -> None:
+        """Forget every version but those in `keep`."""
+        self._held = {v: shard for v, shard in self._held.items() if v in keep}
+
+    async def search(self, query: ShardQuery) -> ShardAnswer | Failure:
+        """The shard's best for a batch of queries."""
+        traced = span("shard", query.trace, shard=self._number, version=query.version)
+        with SHARD_SEARCH_SECONDS.time(shard=self._number), traced:
+            return await self._answer(query.version, lambda shard: shard.search(query))
+
+    async def find(self, wanted: tuple[int, int | str]) -> Item | Failure | None:
+        """The row of an id: `wanted` is (version, id)."""
+        version, id = wanted
+        return await self._answer(version, lambda shard: shard.find(id))
+
+    async def _answer(self, version: int, work: Callable[[LoadedShard], Any]) -> Any:
+        shard = self._held.get(version)
+        if shard is None:
+            return Failure(f"version {version} is not loaded")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work, shard)
+        except InputError as error:
+            return Failure(str(error), refused=True)

@@ -11,6 +11,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from dq_cluster.encode.load import Chunk, load
-from dq_cluster.encode.outputs import Output
+from dq_cluster.encode.outputs import Encoder, Output
 from dq_cluster.errors import DqError, StorageError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
@@ -69,9 +70,17 @@ class FragmentEncoder:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._encoder = job.output.open()
         self._ledger = Ledger(job.storage, job.run)
-        self._plan: PlanReader | None = None
+
+    # Opened at the first fragment, not in the constructor: of an actor that cannot be made, Ray
+    # reports the stack and not the exception.
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self._job.output.open()
+
+    @cached_property
+    def _plan(self) -> PlanReader:
+        return PlanReader(self._job.storage, self._job.plan)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for fragment in batch["fragment"]:
@@ -97,8 +106,6 @@ class FragmentEncoder:
     def _encode(self, fragment: int) -> Receipt:
         if self._ledger.contains(fragment):
             return self._ledger.read(fragment)
-        if self._plan is None:
-            self._plan = PlanReader(self._job.storage, self._job.plan)
         gathered = _Gathered()
         lanes = divide(self._plan.fragment(fragment), self._job.decoders)
         waiting = time.perf_counter()

@@ -263,6 +263,9 @@ def test_mistakes_are_found_before_the_work(
     with pytest.raises(InputError, match="the cluster has"):
         encode(settings_for(index, card, source, pool={"encoders": 500}))
     encode(settings_for(index, card, source, run="r"))
+    Path(str(backbone.path)).unlink()
+    with pytest.raises(NotFoundError, match=r"fields\.onnx does not exist"):
+        encode(settings_for(index, card, source, run="r2"))
     Storage(index).delete("runs/r/published")
     with pytest.raises(ConfigError, match="begun with another fragment_rows"):
         encode(settings_for(index, card, source, run="r", fragment_rows=30))

@@ -18,8 +18,8 @@ class ModelSettings(Settings):
     """Everything that decides which DeepQuan is trained on given features.
 
     bits: length of a code; nbits: bits per sub-code, 8, or 4 for faiss' fast-scan; hidden:
-    widths of the encoder's hidden layers (the decoder mirrors them); components: principal
-    components of the feature that enter the network, 0 for all of the feature.
+    widths of the encoder's hidden layers (the decoder mirrors them); components: directions
+    of the feature that enter the network.
 
     objective: `semantic` gathers what belongs together on the manifold of the pile (search by
     class), `neighbours` keeps the feature's own distances (search for near-duplicates). It sets
@@ -31,19 +31,19 @@ class ModelSettings(Settings):
     dim: int = Field(64, gt=0)
     metric: Metric = "l2"
     hidden: tuple[int, ...] = (512,)
-    components: int = Field(256, ge=0)
+    components: int = Field(128, gt=0)
 
     objective: Literal["semantic", "neighbours"] = "semantic"
     triplet_weight: float = Field(1.0, ge=0)
     manifold_weight: float = Field(0.1, ge=0)
     quantization_weight: float = Field(0.1, ge=0)
     isometry_weight: float = Field(0.0, ge=0)
-    temperature: float = Field(0.1, gt=0)
+    temperature: float = Field(0.3, gt=0)
     neighbours: int = Field(20, gt=0)
 
-    epochs: int = Field(20, gt=0)
-    batch_size: int = Field(1024, gt=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    epochs: int = Field(10, gt=0)
+    batch_size: int = Field(512, gt=1)
+    learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
 
     @model_validator(mode="before")

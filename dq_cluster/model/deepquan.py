@@ -36,12 +36,13 @@ class Output(NamedTuple):
 class DeepQuan(nn.Module):
     """Features (n, feature_dim) float → embeddings (n, dim) → codes (n, code_size) uint8.
 
-    Everything learned is inside: `mean` and `components` standardize the feature, `codebooks`
-    (m, ksub, dsub) code the embedding, which has unit length.
+    Everything learned is inside: `mean` and `components` standardize the feature, `rotation`
+    turns the embedding, which has unit length, towards the words of `codebooks` (m, ksub, dsub).
     """
 
     mean: Tensor
     components: Tensor
+    rotation: Tensor
     codebooks: Tensor
 
     def __init__(self, settings: ModelSettings, feature_dim: int) -> None:
@@ -49,9 +50,10 @@ class DeepQuan(nn.Module):
         self.settings = settings
         self.feature_dim = feature_dim
         geometry = settings.geometry
-        kept = min(settings.components or feature_dim, feature_dim)
+        kept = min(settings.components, feature_dim)
         self.register_buffer("mean", torch.zeros(feature_dim))
         self.register_buffer("components", torch.eye(feature_dim, kept))
+        self.register_buffer("rotation", torch.eye(settings.dim))
         self.register_buffer("codebooks", torch.zeros(geometry.m, geometry.ksub, geometry.dsub))
         widths = (kept, *settings.hidden, settings.dim)
         self.encoder = _mlp(widths)
@@ -73,14 +75,15 @@ class DeepQuan(nn.Module):
 
     def embed(self, features: Tensor) -> Tensor:
         """Embeddings (n, dim), each of unit length."""
-        return F.normalize(self.encoder(self.standardize(features)), dim=1)
+        return F.normalize(self.encoder(self.standardize(features)), dim=1) @ self.rotation
 
     def reconstruct(self, embedding: Tensor) -> Tensor:
         """The features (n, feature_dim) that the decoder sees behind embeddings.
 
         Their length is lost in standardizing; what returns is the direction from the mean.
         """
-        return self.decoder(embedding) @ self.components.T + self.mean
+        feature = self.decoder(embedding @ self.rotation.T)
+        return feature @ torch.linalg.pinv(self.components) + self.mean
 
     def quantize(self, embedding: Tensor) -> Tensor:
         """The words that stand for embeddings (n, dim)."""
@@ -95,20 +98,11 @@ class DeepQuan(nn.Module):
     def forward(self, features: Tensor) -> Output:
         """Everything the training losses need; see Output."""
         target = self.standardize(features)
-        embedding = F.normalize(self.encoder(target), dim=1)
+        hidden = F.normalize(self.encoder(target), dim=1)
+        embedding = hidden @ self.rotation
         with torch.no_grad():
             quantized = self.quantize(embedding)
-        return Output(target, embedding, quantized, self.decoder(embedding))
-
-    @torch.no_grad()
-    def rotate(self, rotation: Tensor) -> None:
-        """Turn the embedding by an orthogonal matrix (dim, dim), folded into the last layers."""
-        last, first = self.encoder[-1], self.decoder[0]
-        assert isinstance(last, nn.Linear)
-        assert isinstance(first, nn.Linear)
-        last.weight.copy_(rotation.T @ last.weight)
-        last.bias.copy_(last.bias @ rotation)
-        first.weight.copy_(first.weight @ rotation)
+        return Output(target, embedding, quantized, self.decoder(hidden))
 
 
 def _mlp(widths: tuple[int, ...]) -> nn.Sequential:

@@ -16,17 +16,30 @@ from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.neighbours import Positives, manifold_positives, nearest
 from dq_cluster.model.quantizer import AllReduce, alone
-from dq_cluster.model.standardize import moments, principal_components
+from dq_cluster.model.standardize import (
+    discriminative_components,
+    moments,
+    principal_components,
+    view_moments,
+)
 from dq_cluster.model.step import Batch, training_loss
+
+# Rotation and words are found from nothing; later epochs only follow the network.
+_FIRST_ROUNDS = 10
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 
 
 def fit(
-    features: np.ndarray, settings: ModelSettings, seed: int, on_epoch: OnEpoch | None = None
+    features: np.ndarray,
+    settings: ModelSettings,
+    seed: int,
+    on_epoch: OnEpoch | None = None,
+    views: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> DeepQuan:
     """Train on features (n, D) held in memory. Equal arguments give equal networks.
 
+    views: the features (s, D) of some of the images, and those of another view of each (s, D).
     on_epoch(epoch, summary) is called after every epoch with the mean of each loss term,
     `variance` (of the embedding, summed over dimensions) and `perplexity` (mean number of words
     in use per sub-space).
@@ -39,7 +52,7 @@ def fit(
     torch.manual_seed(seed)
     data = torch.from_numpy(np.asarray(features, np.float32))
     network = DeepQuan(settings, data.shape[1])
-    start(network, data)
+    start(network, data, views)
     positives = find_positives(network, data)
     optimizer, schedule = make_optimizer(network, settings, -(-len(data) // settings.batch_size))
     for epoch in range(settings.epochs):
@@ -60,11 +73,17 @@ def fit(
     return network
 
 
-def start(network: DeepQuan, features: Tensor, all_reduce: AllReduce = alone) -> None:
-    """Set the linear front of a new network from (this worker's share of) the features."""
-    mean, components = principal_components(
-        moments(features, all_reduce), network.components.shape[1]
-    )
+def start(
+    network: DeepQuan, features: Tensor, views: tuple[np.ndarray, np.ndarray] | None = None
+) -> None:
+    """Set the linear front of a new network from the features, and pairs of views if given."""
+    found = moments(features)
+    kept = network.components.shape[1]
+    if views is None:
+        mean, components = principal_components(found, kept)
+    else:
+        one, other = (torch.from_numpy(np.asarray(side, np.float32)) for side in views)
+        mean, components = discriminative_components(found, view_moments(one, other), kept)
     network.mean.copy_(mean)
     network.components.copy_(components)
 
@@ -131,7 +150,7 @@ def update_quantizer(
     all_reduce: AllReduce = alone,
     sample: Tensor | None = None,
 ) -> dict[str, float]:
-    """Fit the codebooks to (this worker's share of) the embeddings, the network fixed.
+    """Fit rotation and codebooks to (this worker's share of) the embeddings, the network fixed.
 
     first: start from new words, drawn from `sample` (which every worker must pass alike;
     default: the embeddings). Returns `variance` and `perplexity`.
@@ -141,7 +160,12 @@ def update_quantizer(
     if first:
         source = embedding if sample is None else sample
         codebooks = quantizer.initial_codebooks(source, geometry.m, geometry.ksub, seed)
-    codebooks = quantizer.lloyd(embedding, codebooks, 20 if first else 2, all_reduce)
+    for _ in range(_FIRST_ROUNDS if first else 1):
+        codebooks = quantizer.lloyd(embedding, codebooks, 2, all_reduce)
+        turn = quantizer.rotation(all_reduce(quantizer.cross_statistics(embedding, codebooks)))
+        embedding = embedding @ turn
+        network.rotation.copy_(network.rotation @ turn)
+    codebooks = quantizer.lloyd(embedding, codebooks, 2, all_reduce)
     network.codebooks.copy_(codebooks)
     codes = quantizer.assign(embedding, codebooks)
     _, counts = quantizer.cell_statistics(embedding, codes, geometry.ksub)

@@ -8,16 +8,17 @@ from torch.nn import functional as F
 def weighted_triplet(
     anchors: Tensor, positives: Tensor, weights: Tensor, temperature: float
 ) -> Tensor:
-    """Pull each anchor (n, dim) to its positive, push it from the others of the batch.
+    """Pull each anchor (n, dim) and its positive together, push both from the rest of the batch.
 
-    The smooth form of the triplet hinge over all in-batch negatives at once (InfoNCE; van den
-    Oord, Li, Vinyals 2018): the harder a negative, the greater its share of the gradient.
-    weights (n,) say how sure it is that a pair belongs together.
+    The smooth form of the triplet hinge over all in-batch negatives at once, in both directions
+    (InfoNCE; van den Oord, Li, Vinyals 2018): the harder a negative, the greater its share of
+    the gradient. weights (n,) say how sure it is that a pair belongs together.
     """
     similarity = anchors @ positives.T / temperature
     own = torch.arange(len(anchors), device=anchors.device)
-    losses = F.cross_entropy(similarity, own, reduction="none")
-    return (weights * losses).sum() / weights.sum().clamp(min=1e-6)
+    forth = F.cross_entropy(similarity, own, reduction="none")
+    back = F.cross_entropy(similarity.T, own, reduction="none")
+    return (weights * (forth + back)).sum() / (2 * weights.sum().clamp(min=1e-6))
 
 
 def manifold(reconstruction: Tensor, neighbours: Tensor, weights: Tensor) -> Tensor:

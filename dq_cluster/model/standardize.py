@@ -4,12 +4,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dq_cluster.model.quantizer import AllReduce, alone
 
+# Share of the mean variance added to every direction, so that none is divided by nothing.
+_SHRINKAGE = 0.1
+
 
 class Moments(NamedTuple):
-    """number (), total (D,), and outer products (D, D) of features, in float64."""
+    """number () of features, their total (D,) and outer products (D, D), in float64."""
 
     number: Tensor
     total: Tensor
@@ -19,16 +23,49 @@ class Moments(NamedTuple):
 def moments(features: Tensor, all_reduce: AllReduce = alone) -> Moments:
     """The moments of features (n, D), added up over all workers."""
     x = features.double()
-    count = torch.tensor(float(len(x)), dtype=x.dtype, device=x.device)
-    return Moments(all_reduce(count), all_reduce(x.sum(0)), all_reduce(x.T @ x))
+    number = torch.tensor(float(len(x)), dtype=x.dtype, device=x.device)
+    return Moments(all_reduce(number), all_reduce(x.sum(0)), all_reduce(x.T @ x))
 
 
 def principal_components(found: Moments, kept: int) -> tuple[Tensor, Tensor]:
     """Mean (D,) and the `kept` leading principal axes (D, kept) of the features."""
     mean = found.total / found.number
-    covariance = found.outer / found.number - torch.outer(mean, mean)
+    return mean.float(), _leading(_covariance(found), kept).float()
+
+
+def view_moments(features: Tensor, views: Tensor) -> Moments:
+    """Moments of the difference between features (n, D) and those of another view each (n, D).
+
+    A view is the same image cropped, mirrored, or recoloured at random. Both sides are centred
+    and scaled to unit length first, as the network sees them.
+    """
+    one, other = (F.normalize(x.double() - x.double().mean(0), dim=1) for x in (features, views))
+    return moments(one - other)
+
+
+def discriminative_components(
+    found: Moments, between_views: Moments, kept: int
+) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and the `kept` directions (D, kept) that differ most between images for their
+    difference between views of one image: linear discriminant analysis (Fisher 1936) with every
+    image as its own class. Only the 2 * kept leading principal axes are considered.
+    """
+    mean, axes = principal_components(found, 2 * kept)
+    basis = axes.double()
+    within = basis.T @ _covariance(between_views) @ basis
+    values, vectors = torch.linalg.eigh(within)
+    whitening = vectors / (values + _SHRINKAGE * values.mean()).sqrt() @ vectors.T
+    total = whitening @ basis.T @ _covariance(found) @ basis @ whitening
+    return mean, (basis @ whitening @ _leading(total, kept)).float()
+
+
+def _covariance(found: Moments) -> Tensor:
+    mean = found.total / found.number
+    return found.outer / found.number - torch.outer(mean, mean)
+
+
+def _leading(covariance: Tensor, kept: int) -> Tensor:
     axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :kept]
     # An axis has no sign of its own; fix it so that every machine finds the same network.
     strongest = axes.abs().argmax(0)
-    signs = axes[strongest, torch.arange(kept, device=axes.device)].sign()
-    return mean.float(), (axes * signs).float()
+    return axes * axes[strongest, torch.arange(axes.shape[1], device=axes.device)].sign()

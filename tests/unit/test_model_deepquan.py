@@ -10,7 +10,7 @@ from dq_cluster.errors import ConfigError, InputError, IntegrityError
 from dq_cluster.model.bundle import load_model, save_model
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
-from dq_cluster.model.fit import embed_all, fit
+from dq_cluster.model.fit import embed_all, fit, start
 from dq_cluster.storage import Storage
 
 SMALL = {"dim": 16, "bits": 32, "hidden": (32,), "components": 24, "batch_size": 128, "epochs": 8}
@@ -50,18 +50,38 @@ def test_equal_arguments_give_equal_networks(features: np.ndarray, network: Deep
         torch.testing.assert_close(again.state_dict()[name], tensor, atol=0, rtol=0, msg=name)
 
 
-def test_rotate_turns_the_embedding_and_keeps_the_reconstruction(
+def test_the_rotation_moves_the_embedding_and_not_the_reconstruction(
     features: np.ndarray, network: DeepQuan
 ):
     copy = DeepQuan(network.settings, network.feature_dim)
     copy.load_state_dict(network.state_dict())
     turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]
-    copy.rotate(turn)
+    copy.rotation.copy_(network.rotation @ turn)
     x = torch.from_numpy(features)
     torch.testing.assert_close(copy.embed(x), network.embed(x) @ turn, atol=1e-5, rtol=0)
     torch.testing.assert_close(
         copy.reconstruct(copy.embed(x)), network.reconstruct(network.embed(x)), atol=1e-4, rtol=0
     )
+
+
+def test_views_teach_the_front_which_differences_do_not_matter():
+    """Half of the variance is what views of one image differ by; the front must drop it."""
+    generator = np.random.default_rng(0)
+    identity = generator.normal(size=(800, 8)).astype("f4")
+
+    def look() -> np.ndarray:
+        return np.hstack([identity, 3 * generator.normal(size=(800, 8)).astype("f4")])
+
+    settings = ModelSettings(**{**SMALL, "components": 6, "neighbours": 5})
+
+    def nuisance(views: tuple[np.ndarray, np.ndarray] | None) -> float:
+        network = DeepQuan(settings, 16)
+        start(network, torch.from_numpy(look()), views)
+        strength = network.components.square().sum(1)
+        return float(strength[8:].sum() / strength.sum())
+
+    assert nuisance(None) > 0.9
+    assert nuisance((look(), look())) < 0.1
 
 
 def test_features_of_another_dimension_are_refused(network: DeepQuan):

@@ -15,13 +15,24 @@ from dq_cluster.index.codefile import open_code_file
 from dq_cluster.index.filters import Filter
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.shards import Shard, plan_shards
+from dq_cluster.index.tombstones import deleted_ordinals
 
 
 class Rows:
-    """The rows of a shard without their codes, by ordinal. Read-only, safe between threads."""
+    """The rows of a shard without their codes, by ordinal. Read-only, safe between threads.
 
-    def __init__(self, batches: Sequence[pa.RecordBatch], schema: pa.Schema, base: int) -> None:
+    Deleted rows keep their place; only `find` passes over them.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        schema: pa.Schema,
+        base: int,
+        deleted: np.ndarray,
+    ) -> None:
         self.schema = schema
+        self._deleted = deleted
         self._batches = batches
         self._starts = base + np.cumsum([0, *(batch.num_rows for batch in batches)])
 
@@ -33,6 +44,7 @@ class Rows:
         """
         shard = shard or plan_shards(manifest.files, 1)[0]
         names = ["id", *manifest.columns]
+        deleted = deleted_ordinals(index.storage, manifest)
         handle, path = tempfile.mkstemp(prefix="dq-rows-", suffix=".arrow")
         try:
             schema = None
@@ -50,10 +62,10 @@ class Rows:
                     writer.close()
             if schema is None:
                 id_type = pa.type_for_alias(manifest.id_type)
-                return cls([], pa.schema([("id", id_type)]), shard.base)
+                return cls([], pa.schema([("id", id_type)]), shard.base, deleted)
             reader = pa.ipc.open_file(pa.memory_map(path))
             batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
-            return cls(batches, schema, shard.base)
+            return cls(batches, schema, shard.base, deleted)
         finally:
             os.unlink(path)
 
@@ -81,12 +93,14 @@ class Rows:
         return pa.Table.from_batches(parts).combine_chunks().take(pa.array(back))
 
     def find(self, id: int | str) -> int | None:
-        """The ordinal of the first row with this id: a scan of the id column."""
+        """The ordinal of the first row with this id that is not deleted: a scan of the ids."""
         for start, batch in zip(self._starts, self._batches, strict=False):
             column = batch.column("id")
-            place = pc.index(column, pa.scalar(id, column.type)).as_py()
-            if place >= 0:
-                return int(start) + place
+            equal = pc.equal(column, pa.scalar(id, column.type))
+            found = start + pc.indices_nonzero(equal).to_numpy().astype(np.int64)
+            alive = np.setdiff1d(found, self._deleted) if len(found) else found
+            if len(alive):
+                return int(alive[0])
         return None
 
     def matching(self, filter: Filter) -> np.ndarray:

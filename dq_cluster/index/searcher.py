@@ -24,6 +24,7 @@ from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.merge import MISSING, best
 from dq_cluster.index.models import read_card, read_tensors
 from dq_cluster.index.shards import Shard, plan_shards
+from dq_cluster.index.tombstones import deleted_ordinals
 
 _READERS = 4
 _BLOCK = 1 << 22  # doubles held at once while scoring
@@ -34,8 +35,9 @@ class Searcher:
     """Codes of consecutive rows of a version, searchable from several threads at once.
 
     codes (n, code_size) uint8; codebooks (m, ksub, dsub) float32; for an IVF geometry also cells
-    (n,) and coarse_centroids (nlist, dim). `base` is the ordinal of the first row. `simd` names
-    the instruction set that the process was put on (see `faiss_index.choose_simd`).
+    (n,) and coarse_centroids (nlist, dim). `base` is the ordinal of the first row; `deleted` are
+    the rows, ascending and counted from it, that have no code here because tombstones name them.
+    `simd` names the instruction set that the process was put on (see `faiss_index.choose_simd`).
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Searcher:
         cells: np.ndarray | None = None,
         coarse_centroids: np.ndarray | None = None,
         base: int = 0,
+        deleted: np.ndarray | None = None,
         index: faiss.Index | None = None,
     ) -> None:
         self.geometry = geometry
@@ -54,6 +57,8 @@ class Searcher:
         self.base = base
         self.simd = faiss_index.choose_simd(codebooks, geometry)
         self.codes = codes
+        self._deleted = np.empty(0, np.int64) if deleted is None else deleted
+        self._skips = self._deleted - np.arange(len(self._deleted))
         if index is not None:
             self._index = index
         elif not geometry.nlist:
@@ -79,24 +84,29 @@ class Searcher:
                 f"its model {card.digest[:12]} has {card.geometry}"
             )
         tensors = read_tensors(index.storage, card)
+        deleted = shard.own(deleted_ordinals(index.storage, manifest))
+        starts = np.cumsum([0, *(entry.rows for entry in shard.files)])
+        before = np.searchsorted(deleted, starts)  # deleted rows before each file
+        rows = shard.rows - len(deleted)
         whole = None
         if geometry.nbits == 8 and not geometry.nlist:
-            whole = faiss_index.unfilled(shard.rows, tensors["codebooks"], geometry)
+            whole = faiss_index.unfilled(rows, tensors["codebooks"], geometry)
             codes = faiss_index.codes_of(whole)
         else:
-            codes = _mapped(shard.rows, geometry.code_size)
-        cells = np.empty(shard.rows if geometry.nlist else 0, np.int32)
-        starts = np.cumsum([0, *(entry.rows for entry in shard.files)])
+            codes = _mapped(rows, geometry.code_size)
+        cells = np.empty(rows if geometry.nlist else 0, np.int32)
 
         def fill(number: int) -> None:
             entry = shard.files[number]
-            part = slice(starts[number], starts[number + 1])
+            live = starts[number : number + 2] - before[number : number + 2]
+            dead = deleted[before[number] : before[number + 1]] - starts[number]
             with open_code_file(
                 index.storage, entry, model=manifest.model, geometry=geometry
             ) as file:
-                codes[part], found = read_codes(file, geometry)
+                stored, found = read_codes(file, geometry)
+            codes[slice(*live)] = np.delete(stored, dead, 0) if len(dead) else stored
             if found is not None:
-                cells[part] = found
+                cells[slice(*live)] = np.delete(found, dead)
 
         with ThreadPoolExecutor(_READERS) as pool:
             list(pool.map(fill, range(len(shard.files))))
@@ -107,6 +117,7 @@ class Searcher:
             cells=cells,
             coarse_centroids=tensors.get("coarse_centroids"),
             base=shard.base,
+            deleted=deleted,
             index=whole,
         )
 
@@ -126,7 +137,7 @@ class Searcher:
 
         Best first, equal scores by ordinal; places that no row fills have score -inf and ordinal
         -1. `nprobe` is the number of cells to look into in an IVF version (default: all); `keep`
-        (rows,) bool restricts the search to some rows.
+        (n,) bool, one for each row from `base` on, restricts the search to some rows.
         """
         queries = np.ascontiguousarray(embeddings, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.geometry.dim:
@@ -156,7 +167,8 @@ class Searcher:
             everything = (short & (self.geometry.nlist > 0)) | (depth == len(codes))
             done = everything | (~short & (worst + slack[pending] < exact[:, -1]))
             rows = labels_best[done]
-            places = self.base + (rows if kept is None else kept[rows])
+            places = rows if kept is None else kept[rows]
+            places = self.base + places + np.searchsorted(self._skips, places, side="right")
             scores[pending[done], : rows.shape[1]] = exact[done]
             ordinals[pending[done], : rows.shape[1]] = np.where(rows == MISSING, MISSING, places)
             pending = pending[~done]
@@ -165,8 +177,9 @@ class Searcher:
 
     def embedding(self, ordinal: int) -> np.ndarray:
         """What the code of a row stands for: (dim,) float32."""
-        row = self.codes[ordinal - self.base]
-        return reconstruct(row, self.codebooks, self.geometry).astype(np.float32)
+        row = ordinal - self.base
+        code = self.codes[row - np.searchsorted(self._deleted, row)]
+        return reconstruct(code, self.codebooks, self.geometry).astype(np.float32)
 
     def _scores(self, queries: np.ndarray, codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Scores (n, k) float32 of the rows `labels` (n, k) of `codes`; -inf for missing ones."""
@@ -201,6 +214,8 @@ class Searcher:
         self, keep: np.ndarray | None, nprobe: int | None
     ) -> tuple[faiss.Index, np.ndarray, np.ndarray | None, faiss.SearchParameters | None]:
         """What to search: an index, its codes, the rows these are (None: all), faiss' options."""
+        if keep is not None:
+            keep = np.delete(keep, self._deleted)
         if self.geometry.nlist:
             probes = min(nprobe or self.geometry.nlist, self.geometry.nlist)
             if keep is None:

@@ -21,6 +21,11 @@ class Shard:
     def rows(self) -> int:
         return sum(file.rows for file in self.files)
 
+    def own(self, ordinals: np.ndarray) -> np.ndarray:
+        """The rows, counted from `base`, of those `ordinals` (n,) that lie in this shard."""
+        rows = ordinals - self.base
+        return rows[(rows >= 0) & (rows < self.rows)]
+
 
 def plan_shards(files: Sequence[FileEntry], count: int) -> tuple[Shard, ...]:
     """Cut `files` into `count` shards, each boundary as near to its share of rows as files allow.

@@ -1,6 +1,7 @@
 """A Searcher answers exactly, and merged shards answer what one Searcher over all codes does."""
 
 import itertools
+from typing import Literal
 
 import faiss
 import numpy as np
@@ -12,8 +13,10 @@ from dq_cluster.errors import InputError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index import faiss_index
 from dq_cluster.index.merge import merge
+from dq_cluster.index.rows import Rows
 from dq_cluster.index.searcher import Searcher, reconstruct
 from dq_cluster.index.shards import plan_shards
+from dq_cluster.index.tombstones import delete_ids
 from tests.support import encode, make_index, make_vectors
 
 GEOMETRIES = {
@@ -203,3 +206,34 @@ def test_wrong_questions_are_refused() -> None:
         searcher.search(np.zeros((1, 5), np.float32), 1)
     with pytest.raises(InputError, match="at least 1"):
         searcher.search(np.zeros((1, 8), np.float32), 0)
+
+
+@pytest.mark.parametrize("nbits", [4, 8])
+@pytest.mark.parametrize("nlist", [0, 4])
+def test_deleted_rows_are_gone_and_ordinals_stay(
+    tmp_path: object, nbits: Literal[4, 8], nlist: int
+) -> None:
+    index, before, vectors = make_index(str(tmp_path), rows=700, nbits=nbits, nlist=nlist)
+    whole = Searcher.load(index, before)
+    gone = [0, 1, 5, 99, 100, 350, 698, 699]
+    ids = Rows.load(index, before).take(np.arange(700)).column("id").to_pylist()
+    after = delete_ids(index, [ids[row] for row in gone])
+    keep = np.ones(700, bool)
+    keep[gone] = False
+    wanted = whole.search(vectors[:6], 40, keep=keep)
+    for count in (1, 3):
+        parts = [Searcher.load(index, after, s) for s in plan_shards(after.files, count)]
+        assert sum(part.rows for part in parts) == 692
+        scores, ordinals, _ = merge([part.search(vectors[:6], 40) for part in parts], 40)
+        np.testing.assert_array_equal(ordinals, wanted[1])
+        np.testing.assert_array_equal(scores, wanted[0])
+    odd = np.arange(700) % 2 == 1
+    found = Searcher.load(index, after).search(vectors[:6], 40, keep=odd)
+    np.testing.assert_array_equal(found[1], whole.search(vectors[:6], 40, keep=odd & keep)[1])
+    for row in (2, 101, 697):
+        np.testing.assert_array_equal(
+            Searcher.load(index, after).embedding(row), whole.embedding(row)
+        )
+    rows = Rows.load(index, after)
+    assert rows.find(ids[99]) is None
+    assert rows.find(ids[101]) == 101

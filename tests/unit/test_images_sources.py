@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,6 +19,7 @@ from dq_cluster.images.decode import Reason, RejectError
 from dq_cluster.images.inventory import fetch
 from dq_cluster.images.sources import open_source
 from dq_cluster.index.planner import Unit
+from dq_cluster.storage import Storage
 from tests.pictures import crops, write_folder, write_parquet, write_tar
 
 IMAGES = crops(10)
@@ -52,13 +54,19 @@ class TestFolder:
         assert table.column("reason").to_pylist() == ["too_large", None, "missing"]
 
     def test_the_same_from_s3(self, tmp_path: Path, s3: str) -> None:
-        from dq_cluster.storage import Storage
-
         for n, data in enumerate(IMAGES):
             Storage(s3).write(f"pile/{n}.jpg", data)
         table = read_all(SourceSettings(kind="folder", uri=f"{s3}/pile"))
         assert table.column("image").to_pylist() == list(IMAGES)
         assert table.column("uri")[0].as_py() == f"{s3}/pile/0.jpg"
+
+    def test_a_listing_goes_past_its_first_page(self, s3: str) -> None:
+        storage = Storage(s3)
+        names = [f"pile/{n:04d}.jpg" for n in range(1010)]
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda name: storage.write(name, b"x"), names))
+        source = open_source(SourceSettings(kind="folder", uri=s3))
+        assert [unit.path for unit in source.units()] == names
 
     def test_other_columns_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="tags"):
@@ -79,6 +87,12 @@ class TestWebDataset:
         assert table.column("cls").to_pylist() == [str(n % 3) for n in range(10)]
         assert table.column("n").to_pylist() == [str(n) for n in range(10)]
         assert set(table.column("caption").to_pylist()) == {"crop"}
+
+    def test_the_same_from_s3(self, tmp_path: Path, s3: str) -> None:
+        tar = write_tar(tmp_path / "a.tar", {f"{n}.jpg": data for n, data in enumerate(IMAGES)})
+        Storage(s3).upload(tar, "tars/a.tar")
+        table = read_all(SourceSettings(kind="webdataset", uri=f"{s3}/tars"))
+        assert table.column("image").to_pylist() == list(IMAGES)
 
     def test_a_damaged_tar_is_one_reject_after_what_could_be_read(self, tmp_path: Path) -> None:
         tar = write_tar(tmp_path / "a.tar", {f"{n}.jpg": data for n, data in enumerate(IMAGES)})

@@ -108,7 +108,7 @@ def _fit_codebooks(
         picked = np.sort(np.random.default_rng(seed).permutation(rows)[:_SAMPLE])
         sample = _embed(network, look_up, torch.from_numpy(picked))
     own = torch.arange(*parallel.own_range(rows))
-    return update_quantizer(
+    summary = update_quantizer(
         network,
         _embed(network, look_up, own),
         first=first,
@@ -116,6 +116,8 @@ def _fit_codebooks(
         all_reduce=parallel.all_reduce,
         sample=sample,
     )
+    parallel.agree(network)
+    return summary
 
 
 @torch.no_grad()

@@ -17,22 +17,34 @@ import torch
 
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.neighbours import Ranked, manifold_positives, merge_top_k, nearest
-from dq_cluster.model.standardize import Moments, moments, principal_components
+from dq_cluster.model.standardize import (
+    Moments,
+    add_moments,
+    discriminative_components,
+    moments,
+    principal_components,
+    view_moments,
+)
 from dq_cluster.storage import Storage
 from dq_cluster.train.rows import Piece, TrainingRows
 from dq_cluster.train.tasks import finish, results
 
 
 def fit_front(network: DeepQuan, rows: TrainingRows) -> None:
-    """Set the linear front of a new network from the moments of all training rows.
+    """Set the linear front of a new network from the moments of all training rows, and where
+    the feature set has views, from those of the pairs.
 
     Raises InputError for a feature that is missing or not finite: this is the first full read.
     """
-    parts = results([_moments.remote(rows, piece) for piece in rows.pieces()])
-    total = next(parts)
-    for part in parts:
-        total = Moments(*(a + b for a, b in zip(total, part, strict=True)))
-    mean, components = principal_components(total, network.components.shape[1])
+    pieces, kept = rows.pieces(), network.components.shape[1]
+    found = add_moments(results([_moments.remote(rows, piece) for piece in pieces]))
+    mean, components = principal_components(found, kept)
+    if rows.features.viewed:
+        pairs = add_moments(
+            results([_view_moments.remote(rows, piece, found.mean) for piece in pieces])
+        )
+        if pairs.number > kept:  # fewer say nothing of that many directions
+            mean, components = discriminative_components(found, pairs, kept)
     network.mean.copy_(mean)
     network.components.copy_(components)
 
@@ -69,6 +81,12 @@ def read_column(
 @ray.remote
 def _moments(rows: TrainingRows, piece: Piece) -> Moments:
     return moments(torch.from_numpy(rows.read(piece)))
+
+
+@ray.remote
+def _view_moments(rows: TrainingRows, piece: Piece, centre: torch.Tensor) -> Moments:
+    features, views = rows.read_pairs(piece)
+    return view_moments(torch.from_numpy(features), torch.from_numpy(views), centre)
 
 
 @ray.remote

@@ -35,6 +35,13 @@ def all_reduce(tensor: Tensor) -> Tensor:
     return total
 
 
+def agree(network: DeepQuan) -> None:
+    """Give every worker the first one's codebooks, to the bit, whatever their machines round."""
+    if world_size() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def own_range(rows: int) -> tuple[int, int]:
     """The part [start, stop) of `rows` that falls to this worker."""
     share = -(-rows // world_size())

@@ -42,6 +42,13 @@ class TrainingRows:
         """Features (last - first, dim) of the piece's training rows, as stored."""
         return self.features.read(piece.start, piece.stop)[self._kept(piece)]
 
+    def read_pairs(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+        """Features of the piece's training rows that have another view, and of those views."""
+        chosen, views = self.features.views(piece.start, piece.stop)
+        kept = self._kept(piece)
+        features = self.features.read(piece.start, piece.stop)
+        return features[kept & chosen], views[kept[chosen]]
+
     def read_held_out(self, piece: Piece) -> np.ndarray:
         """Features of the rows within the piece's ordinals that are not trained on."""
         return self.features.read(piece.start, piece.stop)[~self._kept(piece)]

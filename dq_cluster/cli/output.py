@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-
 _PLAIN_WIDTH = 200  # columns of output that no terminal wraps
 
 

@@ -26,13 +26,16 @@ class PoolSettings(Settings):
 class FeaturizeSettings(Settings):
     """Images in, backbone features out.
 
-    output: the folder or `s3://` prefix the feature files go to. fragment_rows: images per
+    output: the folder or `s3://` prefix the feature files go to. view_fraction: share of the
+    images of which a second view (cropped, mirrored, recoloured at random) is featurized too;
+    training makes better codes with some thousands of such pairs. fragment_rows: images per
     feature file. A run whose rejects pass the share `max_reject_fraction` fails.
     """
 
     source: SourceSettings
     output: str
     backbone: BackboneSettings = BackboneSettings()
+    view_fraction: float = Field(default=0.2, ge=0, le=1)
     pool: PoolSettings = PoolSettings()
     fragment_rows: int = Field(default=8192, ge=1)
     max_reject_fraction: float = Field(default=0.01, ge=0, le=1)

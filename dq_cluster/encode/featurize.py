@@ -15,6 +15,8 @@ from dq_cluster.storage import Storage
 
 # Beside the feature files; readers of Parquet folders pass over names with a dot.
 _RUN = ".run"
+# The settings that decide what the files hold.
+_MEANING = {"source", "backbone", "view_fraction", "fragment_rows"}
 
 
 def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
     if settings.source.kind == "features" or settings.backbone.kind == "none":
         raise ConfigError("featurize makes features from images: it needs images and a backbone")
     storage = Storage(settings.output)
-    request = settings.model_dump(mode="json", include={"source", "backbone", "fragment_rows"})
+    request = settings.model_dump(mode="json", include=_MEANING)
     plan = continue_or_plan(
         storage, _RUN, settings.source, fragment_rows=settings.fragment_rows, request=request
     )
@@ -34,6 +36,7 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
         output=FeatureOutput(
             storage,
             settings.backbone,
+            settings.view_fraction,
             settings.source.columns,
             settings.pool.batch_size,
             settings.pool.threads,

@@ -17,6 +17,7 @@ from dq_cluster.encode.load import Expectation
 from dq_cluster.geometry import Metric
 from dq_cluster.images.backbone import PREPROCESSING, Backbone, load_backbone
 from dq_cluster.images.config import BackboneSettings
+from dq_cluster.images.views import another_view, choose_for_views
 from dq_cluster.index.codefile import code_table, write_code_file, write_parquet
 from dq_cluster.index.manifest import FileEntry
 from dq_cluster.index.models import ModelCard, read_tensors
@@ -109,6 +110,7 @@ class FeatureOutput:
 
     storage: Storage
     backbone: BackboneSettings
+    view_fraction: float
     columns: tuple[str, ...]
     batch_size: int
     threads: int
@@ -118,7 +120,7 @@ class FeatureOutput:
 
 
 class FeatureEncoder:
-    """The backbone alone."""
+    """The backbone alone, on images and on a second view of some."""
 
     def __init__(self, output: FeatureOutput) -> None:
         self._output = output
@@ -128,13 +130,27 @@ class FeatureEncoder:
         self.expects = Expectation(self._backbone.image_size, self._backbone.feature_dim)
 
     def __call__(self, payload: np.ndarray) -> dict[str, np.ndarray]:
-        features = _in_batches(self._backbone, payload, self._output.batch_size)
-        return {"feature": features.astype(np.float16)}
+        arrays = {"feature": self._features(payload)}
+        if self._output.view_fraction:
+            chosen = choose_for_views(payload, self._output.view_fraction)
+            views = np.full_like(arrays["feature"], np.nan)
+            if chosen.any():
+                views[chosen] = self._features(np.stack([another_view(p) for p in payload[chosen]]))
+            arrays["view"] = views
+        return arrays
+
+    def _features(self, pixels: np.ndarray) -> np.ndarray:
+        return _in_batches(self._backbone, pixels, self._output.batch_size).astype(np.float16)
 
     def write(self, fragment: int, rows: pa.Table, arrays: dict[str, np.ndarray]) -> FileEntry:
-        flat = pa.array(arrays["feature"].ravel())
-        lists = pa.FixedSizeListArray.from_arrays(flat, self._backbone.feature_dim)
-        table = rows.select(["id", *self._output.columns]).append_column("feature", lists)
+        table = rows.select(["id", *self._output.columns])
+        for name, matrix in arrays.items():
+            lists = pa.FixedSizeListArray.from_arrays(
+                pa.array(matrix.ravel()),
+                matrix.shape[1],
+                mask=pa.array(np.isnan(matrix[:, 0])),
+            )
+            table = table.append_column(name, lists)
         about = json.dumps(self._backbone.preprocessing).encode()
         # The same images give the same file, so a second writer changes nothing; and readers
         # of the folder see each fragment once.
@@ -142,7 +158,7 @@ class FeatureEncoder:
             self._output.storage,
             f"part-{fragment:06d}.parquet",
             table.replace_schema_metadata({PREPROCESSING: about}),
-            plain=("feature",),
+            plain=tuple(arrays),
         )
 
 

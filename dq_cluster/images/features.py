@@ -37,7 +37,8 @@ class FeatureFile:
 class FeatureSet:
     """Parquet files with a `feature` column. Cheap to pickle: it holds no features.
 
-    labelled: there is a `label` column with one class per row.
+    labelled: there is a `label` column with one class per row. viewed: there is a `view` column,
+    the feature of another view of the image, null for most.
     preprocessing: how the job that wrote the files made a feature out of an image.
     fingerprint: changes when a file is added, removed, or rewritten.
     """
@@ -47,6 +48,7 @@ class FeatureSet:
     dim: int
     dtype: str
     labelled: bool
+    viewed: bool
     preprocessing: dict[str, Any]
     fingerprint: str
 
@@ -64,6 +66,17 @@ class FeatureSet:
             for name, first, column in self._columns("feature", start, stop)
         ]
         return np.concatenate(pieces) if pieces else np.empty((0, self.dim), self.dtype)
+
+    def views(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the ordinals [start, stop) have a view (stop - start,) bool, and those views.
+
+        Raises InputError for a view that is not finite.
+        """
+        chosen, views = [np.empty(0, bool)], [np.empty((0, self.dim), self.dtype)]
+        for name, first, column in self._columns("view", start, stop):
+            chosen.append(column.is_valid().to_numpy(zero_copy_only=False))
+            views.append(self._matrix(name, first, column.drop_null()))
+        return np.concatenate(chosen), np.concatenate(views)
 
     def labels(self, start: int, stop: int) -> np.ndarray:
         """The `label` column of the ordinals [start, stop), as it is stored."""
@@ -140,13 +153,14 @@ def open_features(uri: str) -> FeatureSet:
                 "its features or in how they were made; train on features of one featurize job"
             )
     stamp = [(info.path, info.size, info.modified.timestamp()) for info in found]
-    dim, dtype, labelled, preprocessing = shapes[0]
+    dim, dtype, labelled, viewed, preprocessing = shapes[0]
     return FeatureSet(
         storage=storage,
         files=tuple(files),
         dim=dim,
         dtype=dtype,
         labelled=labelled,
+        viewed=viewed,
         preprocessing=preprocessing,
         fingerprint=hashlib.sha256(json.dumps(stamp).encode()).hexdigest(),
     )
@@ -175,8 +189,8 @@ def _footer(storage: Storage, name: str) -> pq.FileMetaData:
 
 def _shape(
     storage: Storage, name: str, footer: pq.FileMetaData
-) -> tuple[int, str, bool, dict[str, Any]]:
-    """Dimension, type, presence of labels, and preprocessing that a file promises."""
+) -> tuple[int, str, bool, bool, dict[str, Any]]:
+    """Dimension, type, presence of labels and of views, and preprocessing that a file promises."""
     where = f"{storage.uri}/{name}"
     schema = footer.schema.to_arrow_schema()
     if "feature" not in schema.names:
@@ -195,4 +209,5 @@ def _shape(
         raise InputError(f"{where}: metadata dq.preprocessing is not JSON: {error}") from None
     dtype = np.dtype(kind.value_type.to_pandas_dtype()).name
     labelled = "label" in schema.names and not pa.types.is_nested(schema.field("label").type)
-    return kind.list_size, dtype, labelled, preprocessing
+    viewed = "view" in schema.names and schema.field("view").type == kind
+    return kind.list_size, dtype, labelled, viewed, preprocessing

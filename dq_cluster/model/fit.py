@@ -83,7 +83,9 @@ def start(
         mean, components = principal_components(found, kept)
     else:
         one, other = (torch.from_numpy(np.asarray(side, np.float32)) for side in views)
-        mean, components = discriminative_components(found, view_moments(one, other), kept)
+        mean, components = discriminative_components(
+            found, view_moments(one, other, found.mean), kept
+        )
     network.mean.copy_(mean)
     network.components.copy_(components)
 

@@ -1,5 +1,7 @@
 """The linear front of the network, from sums over the features that workers can add up."""
 
+from collections.abc import Iterable
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,11 @@ class Moments(NamedTuple):
     total: Tensor
     outer: Tensor
 
+    @property
+    def mean(self) -> Tensor:
+        """(D,) float64."""
+        return self.total / self.number
+
 
 def moments(features: Tensor, all_reduce: AllReduce = alone) -> Moments:
     """The moments of features (n, D), added up over all workers."""
@@ -27,19 +34,26 @@ def moments(features: Tensor, all_reduce: AllReduce = alone) -> Moments:
     return Moments(all_reduce(number), all_reduce(x.sum(0)), all_reduce(x.T @ x))
 
 
+def add_moments(parts: Iterable[Moments]) -> Moments:
+    """The moments of all features from those of disjoint parts."""
+    return reduce(
+        lambda one, other: Moments(*(a + b for a, b in zip(one, other, strict=True))), parts
+    )
+
+
 def principal_components(found: Moments, kept: int) -> tuple[Tensor, Tensor]:
     """Mean (D,) and the `kept` leading principal axes (D, kept) of the features."""
-    mean = found.total / found.number
-    return mean.float(), _leading(_covariance(found), kept).float()
+    return found.mean.float(), _leading(_covariance(found), kept).float()
 
 
-def view_moments(features: Tensor, views: Tensor) -> Moments:
+def view_moments(features: Tensor, views: Tensor, centre: Tensor) -> Moments:
     """Moments of the difference between features (n, D) and those of another view each (n, D).
 
     A view is the same image cropped, mirrored, or recoloured at random. Both sides are centred
-    and scaled to unit length first, as the network sees them.
+    (`centre` (D,) float64: the mean of all features) and scaled to unit length first, as the
+    network sees them.
     """
-    one, other = (F.normalize(x.double() - x.double().mean(0), dim=1) for x in (features, views))
+    one, other = (F.normalize(x.double() - centre, dim=1) for x in (features, views))
     return moments(one - other)
 
 
@@ -60,8 +74,7 @@ def discriminative_components(
 
 
 def _covariance(found: Moments) -> Tensor:
-    mean = found.total / found.number
-    return found.outer / found.number - torch.outer(mean, mean)
+    return found.outer / found.number - torch.outer(found.mean, found.mean)
 
 
 def _leading(covariance: Tensor, kept: int) -> Tensor:

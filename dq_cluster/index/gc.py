@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from dq_cluster.config import Settings
+from dq_cluster.errors import InputError
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.storage import FileInfo, Storage
@@ -33,6 +34,8 @@ def collect_garbage(
 
     keep: first remove all versions but the current one and the `keep` newest.
     """
+    if keep is not None and keep < 0:
+        raise InputError(f"keep must be 0 versions or more, not {keep}")
     storage = index.storage
     versions, current = index.versions(), index.current()
     dropped = expired(versions, current, keep)
@@ -68,7 +71,7 @@ def expired(versions: list[int], current: int, keep: int | None) -> tuple[int, .
     """The versions to drop, oldest first: all but `current` and the `keep` newest."""
     if keep is None:
         return ()
-    newest = set(sorted(versions)[len(versions) - keep :]) if keep else set()
+    newest = versions[max(0, len(versions) - keep) :]
     return tuple(number for number in versions if number != current and number not in newest)
 
 

@@ -38,12 +38,15 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     labels = rng.integers(12, size=ROWS)
     values = rng.normal(size=(12, DIM))[labels] + 0.4 * rng.normal(size=(ROWS, DIM))
+    views = values + 0.2 * rng.normal(size=(ROWS, DIM))
     for number, part in enumerate(np.array_split(np.arange(ROWS), 3)):
-        vectors = pa.array(values[part].astype("f4").ravel())
+        vectors, others = (pa.array(side[part].astype("f4").ravel()) for side in (values, views))
+        unseen = pa.array(part % 3 > 0)
         table = pa.table(
             {
                 "id": part,
                 "feature": pa.FixedSizeListArray.from_arrays(vectors, DIM),
+                "view": pa.FixedSizeListArray.from_arrays(others, DIM, mask=unseen),
                 "label": labels[part],
             },
             metadata={"dq.preprocessing": '{"backbone": "none"}'},
@@ -93,9 +96,11 @@ def test_the_blocks_find_the_reference_positives(
     pieces = rows.pieces()
     assert len(pieces) == 2
     matrix = torch.from_numpy(np.concatenate([rows.read(piece) for piece in pieces]))
+    pairs = tuple(map(np.concatenate, zip(*map(rows.read_pairs, pieces), strict=True)))
+    assert len(pairs[0]) > 300
     torch.manual_seed(0)
     network = DeepQuan(config.model, DIM)
-    start(network, matrix)
+    start(network, matrix, pairs)
     expected = network.mean.clone(), network.components.clone()
     fit_front(network, rows)
     torch.testing.assert_close((network.mean, network.components), expected, atol=1e-5, rtol=0)

@@ -67,9 +67,10 @@ def evaluate(config: Config = None, overrides: Overrides = None, json: Json = Fa
 def serve(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
     """Serve the query API until interrupted (Ray Serve)."""
     from dq_cluster.serve.config import ServeSettings
-    from dq_cluster.serve.run import serve_forever
+    from dq_cluster.serve.run import fast_serve, serve_forever
 
     settings = load_settings(ServeSettings, config, overrides or ())
+    fast_serve()
     with results_only() as stdout, ray_cluster():
         serve_forever(settings, on_ready=lambda ready: emit(ready, as_json=json, file=stdout))
 

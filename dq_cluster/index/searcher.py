@@ -193,7 +193,7 @@ class Searcher:
             if self.geometry.metric == "ip":
                 scores[part] = (query * words).sum(axis=1)
             else:
-                scores[part] = -np.square(query - words).sum(axis=1)
+                scores[part] = 0 - np.square(query - words).sum(axis=1)
         return np.where(labels == MISSING, np.float32(-np.inf), scores.reshape(labels.shape))
 
     def _slack(self, queries: np.ndarray) -> np.ndarray:

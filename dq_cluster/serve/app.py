@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from dq_cluster.config import validate_settings
 from dq_cluster.serve.config import ServeSettings
@@ -14,7 +15,12 @@ from dq_cluster.serve.keeper import VersionKeeper
 from dq_cluster.serve.replica import KEEPER, ShardReplica
 from dq_cluster.serve.router import Router
 
-_HEALTH = {"health_check_period_s": 2, "health_check_timeout_s": 10}
+# A line in a file for each request costs more than searching; metrics and traces count them.
+_COMMON: dict[str, Any] = {
+    "health_check_period_s": 2,
+    "health_check_timeout_s": 10,
+    "logging_config": LoggingConfig(enable_access_log=False),
+}
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
@@ -28,12 +34,12 @@ def build(args: Mapping[str, Any]) -> serve.Application:
             max_ongoing_requests=64,
             ray_actor_options={"num_cpus": settings.cpus},
             graceful_shutdown_timeout_s=5,
-            **_HEALTH,
+            **_COMMON,
         ).bind(settings, number)
         for number in range(settings.shards)
     ]
     versions = serve.deployment(
-        VersionKeeper, name=KEEPER, ray_actor_options={"num_cpus": 0}, **_HEALTH
+        VersionKeeper, name=KEEPER, ray_actor_options={"num_cpus": 0}, **_COMMON
     ).bind(settings, shards)
     return serve.deployment(
         Router,
@@ -41,5 +47,5 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         num_replicas=settings.routers,
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": settings.cpus},
-        **_HEALTH,
+        **_COMMON,
     ).bind(settings, versions, shards)

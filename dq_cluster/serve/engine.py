@@ -52,12 +52,18 @@ class Served:
     limits: ImageLimits
 
     @classmethod
-    def load(cls, index: Index, version: int, settings: ServeSettings) -> "Served":
+    def load(
+        cls, index: Index, version: int, settings: ServeSettings, before: "Served | None" = None
+    ) -> "Served":
+        """Read what a router needs of `version`; the model of `before` is kept if it is the same."""
         manifest = index.manifest(version)
         limits = ImageLimits(
             max_bytes=settings.limits.max_body_bytes, max_pixels=settings.limits.max_pixels
         )
-        embedder = Embedder(index.storage, manifest.model, limits)
+        if before is not None and before.manifest.model == manifest.model:
+            embedder = before.embedder
+        else:
+            embedder = Embedder(index.storage, manifest.model, limits)
         return cls(manifest, plan_shards(manifest.files, settings.shards), embedder, limits)
 
     def info(self) -> IndexInfo:

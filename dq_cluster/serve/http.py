@@ -61,7 +61,7 @@ def make_api(service: Service, *, max_body_bytes: int, hide: str) -> FastAPI:
     """The routes over `service`; `hide` (the index's URI) is kept out of every error."""
     api = FastAPI(title="dq_cluster", version=__version__, docs_url="/docs", redoc_url=None)
 
-    def admit(request: Request) -> None:
+    async def admit(request: Request) -> None:
         service.guard.admit(request.headers.get("authorization"))
 
     guarded: dict[str, Any] = {

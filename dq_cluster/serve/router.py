@@ -46,7 +46,8 @@ class Router:
         async def call(shard: int, method: str, argument: Any) -> Any:
             return await getattr(shards[shard], method).remote(argument)
 
-        self._engine = Engine(await self._load(first), settings, call)
+        served = await asyncio.to_thread(Served.load, self._index, first, settings)
+        self._engine = Engine(served, settings, call)
         INDEX_VERSION.set(first)
         self._following = asyncio.ensure_future(self._follow_forever())
 
@@ -109,7 +110,8 @@ class Router:
         return self._engine.served.manifest.version
 
     async def _load(self, version: int) -> Served:
-        return await asyncio.to_thread(Served.load, self._index, version, self._settings)
+        before = self._engine.served
+        return await asyncio.to_thread(Served.load, self._index, version, self._settings, before)
 
     async def _serve(self, served: Served) -> None:
         self._engine.serve(served)

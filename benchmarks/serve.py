@@ -1,0 +1,227 @@
+"""The query API against bare faiss in one process, over the same codes.
+
+    python benchmarks/serve.py --rows 1000000 --shards 4 --seconds 5
+
+Codes are random: how fast a scan is does not depend on what the codes stand for. Every row of
+the table is measured in the same run, one after the other, by a client in its own process.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dq_cluster.serve.run import fast_serve
+
+DIM = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--nbits", type=int, default=4, choices=(4, 8))
+    parser.add_argument("--bytes", type=int, default=16, help="per code")
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--slow-serve", action="store_true", help="leave Serve's defaults")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"] = folder
+        uri = f"{folder}/index"
+        print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; {vars(asked)}")
+        make_codes(uri, asked.rows, asked.bytes * 8 // asked.nbits, asked.nbits)
+        rows = bare_faiss(uri, asked.k, asked.seconds)
+        if not asked.slow_serve:
+            fast_serve()
+        rows += served(uri, asked.shards, asked.k, asked.seconds)
+    for row in rows:
+        print(" | ".join(f"{name} {value}" for name, value in row.items()))
+    print(json.dumps(rows))
+
+
+def make_codes(uri: str, rows: int, m: int, nbits: int) -> None:
+    """An index of random codes, with a model of random weights."""
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from dq_cluster import __version__
+    from dq_cluster.index.catalog import Index
+    from dq_cluster.index.codefile import code_table, write_code_file
+    from dq_cluster.index.manifest import Manifest, Producer
+    from dq_cluster.model.bundle import save_model
+    from dq_cluster.model.config import ModelSettings
+    from dq_cluster.model.deepquan import DeepQuan
+
+    index = Index.at(uri)
+    network = DeepQuan(
+        ModelSettings(bits=m * nbits, nbits=nbits, dim=DIM, hidden=(64,), components=DIM), DIM
+    )
+    torch.nn.init.normal_(network.codebooks)
+    card = save_model(index.storage, network, preprocessing={}, training={}, evaluation={})
+    rng = np.random.default_rng(0)
+    entries = []
+    for number, part in enumerate(np.array_split(np.arange(rows), 16)):
+        codes = rng.integers(0, 256, (len(part), card.geometry.code_size), dtype=np.uint8)
+        table = code_table(pa.array(part), codes, card.geometry)
+        entries.append(
+            write_code_file(
+                index.storage,
+                f"data/bench/part-{number:05d}.parquet",
+                table,
+                model=card.digest,
+                geometry=card.geometry,
+            )
+        )
+    index.publish(
+        lambda version, parent: Manifest(
+            version=version,
+            model=card.digest,
+            geometry=card.geometry,
+            id_type="int64",
+            files=tuple(entries),
+            rows=rows,
+            producer=Producer(dq_cluster=__version__, run="bench"),
+        )
+    )
+
+
+def bare_faiss(uri: str, k: int, seconds: float) -> list[dict[str, Any]]:
+    """The same codes in one faiss index in this process, at the best instruction set."""
+    import faiss
+    import numpy as np
+
+    from dq_cluster.index.catalog import Index
+    from dq_cluster.index.searcher import Searcher
+
+    index = Index.at(uri)
+    begin = time.perf_counter()
+    searcher = Searcher.load(index, index.manifest())
+    loaded = time.perf_counter() - begin
+    queries = np.random.default_rng(1).normal(size=(64, DIM)).astype(np.float32)
+    rows = []
+    for name, search in (("bare faiss", searcher._index.search), ("Searcher", searcher.search)):
+        for batch in (1, 64):
+            times = repeat(lambda s=search, b=batch: s(queries[:b], k), seconds / 2)
+            rows.append(
+                row(f"{name}, batch {batch}", batch, times, threads=faiss.omp_get_max_threads())
+            )
+    rows[0]["load_s"] = round(loaded, 2)
+    rows[0]["simd"] = searcher.simd
+    return rows
+
+
+def served(uri: str, shards: int, k: int, seconds: float) -> list[dict[str, Any]]:
+    """The same codes behind the query API."""
+    import ray
+
+    from dq_cluster.serve.config import ServeSettings
+    from dq_cluster.serve.run import serving
+
+    ray.init(
+        address="local",
+        num_cpus=16,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+    )
+    rows = []
+    with serving(ServeSettings(index=uri, shards=shards, cpus=1, port=0)) as url:
+        for clients, batch in ((1, 1), (16, 1), (64, 1), (1, 64), (4, 64)):
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(1) as pool:
+                times, ms = pool.apply(drive, (url, clients, batch, k, seconds))
+            found = row(f"API, {clients} clients, batch {batch}", batch, times, elapsed=seconds)
+            found["shards_ms"] = round(statistics.median(m["search"] for m in ms), 2)
+            found["in_router_ms"] = round(
+                statistics.median(m["total"] - m["search"] for m in ms), 2
+            )
+            rows.append(found)
+    ray.shutdown()
+    return rows
+
+
+def drive(
+    url: str, clients: int, batch: int, k: int, seconds: float
+) -> tuple[list[float], list[dict[str, float]]]:
+    """Latencies of `clients` connections that ask as fast as they are answered."""
+    import asyncio
+
+    import numpy as np
+
+    host, port = url.removeprefix("http://").split(":")
+    rng = np.random.default_rng(2)
+    body = json.dumps({"embeddings": rng.normal(size=(batch, DIM)).round(4).tolist(), "k": k})
+    head = f"POST /v1/search HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    question = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+    times: list[float] = []
+    answers: list[bytes] = []
+
+    async def client(until: float) -> None:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        while (begin := time.perf_counter()) < until:
+            writer.write(question)
+            headers = (await reader.readuntil(b"\r\n\r\n")).lower()
+            if not headers.startswith(b"http/1.1 200"):
+                raise RuntimeError(headers.decode())
+            if b"content-length: " in headers:
+                size = int(headers.partition(b"content-length: ")[2].split(b"\r\n")[0])
+                answer = await reader.readexactly(size)
+            else:
+                answer = b""
+                while size := int(await reader.readline(), 16):
+                    answer += await reader.readexactly(size)
+                    await reader.readline()
+                await reader.readline()
+            times.append(time.perf_counter() - begin)
+            if len(answers) < 500:
+                answers.append(answer)
+        writer.close()
+
+    async def run(for_seconds: float) -> None:
+        until = time.perf_counter() + for_seconds
+        await asyncio.gather(*(client(until) for _ in range(clients)))
+
+    asyncio.run(run(1))
+    times.clear()
+    answers.clear()
+    asyncio.run(run(seconds))
+    return times, [json.loads(answer)["ms"] for answer in answers]
+
+
+def repeat(work: Callable[[], Any], seconds: float) -> list[float]:
+    work()
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while (begin := time.perf_counter()) < until:
+        work()
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def row(
+    name: str, batch: int, times: list[float], elapsed: float | None = None, **more: Any
+) -> dict[str, Any]:
+    """Queries per second and latency percentiles of one measurement."""
+    ordered = sorted(times)
+    return {
+        "case": name,
+        "qps": round(batch * len(times) / (elapsed or sum(times))),
+        **{
+            f"p{share}_ms": round(
+                1e3 * ordered[min(len(ordered) - 1, len(ordered) * share // 100)], 2
+            )
+            for share in (50, 95, 99)
+        },
+        **more,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -49,7 +49,7 @@ from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.storage import Storage
 
 POOL = PoolSettings(encoders=1, decoders=1, threads=1, batch_size=16)
-FRAGMENTS = 12
+FRAGMENTS = 6
 WARM_UP, SECONDS = 40.0, 20.0
 
 

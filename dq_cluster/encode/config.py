@@ -11,9 +11,9 @@ RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 class PoolSettings(Settings):
     """The fixed pool that does the work.
 
-    encoders: actors with the network; decoders: tasks that read and decode, per encoder, each
-    on one CPU; gpus: of each encoder; threads: of each encoder's backbone on CPU; batch_size:
-    images the network sees at once.
+    encoders: actors with the network, each at work on two fragments; decoders: tasks that read
+    and decode, per fragment, each on one CPU; gpus: of each encoder; threads: of each encoder's
+    backbone on CPU; batch_size: images the network sees at once.
     """
 
     encoders: int = Field(default=1, ge=1)

@@ -6,6 +6,7 @@ fails on the way leaves nothing that counts, so a fragment can always be done ag
 """
 
 import logging
+import threading
 import time
 import uuid
 from collections import Counter, defaultdict
@@ -66,11 +67,16 @@ class _Gathered:
 
 
 class FragmentEncoder:
-    """Encodes fragments by number and returns their receipts, as JSON."""
+    """Encodes fragments by number and returns their receipts, as JSON.
+
+    Ray Data calls it from two threads: while one waits, for the first pixels of its fragment or
+    for storage, the other keeps the networks busy. The networks run for one at a time.
+    """
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._ledger = Ledger(job.storage, job.run)
+        self._lock = threading.Lock()
 
     # Opened at the first fragment, not in the constructor: of an actor that cannot be made, Ray
     # reports the stack and not the exception.
@@ -106,20 +112,20 @@ class FragmentEncoder:
     def _encode(self, fragment: int) -> Receipt:
         if self._ledger.contains(fragment):
             return self._ledger.read(fragment)
+        with self._lock:
+            units, expected = self._plan.fragment(fragment), self._encoder.expects
         gathered = _Gathered()
-        lanes = divide(self._plan.fragment(fragment), self._job.decoders)
-        waiting = time.perf_counter()
-        for lane, chunk in _stream(self._job, lanes, self._encoder.expects):
-            started = time.perf_counter()
-            gathered.seconds["wait"] += started - waiting
+        for lane, chunk in _stream(self._job, divide(units, self._job.decoders), expected):
             gathered.seconds["load"] += chunk.seconds
             if chunk.rows.num_rows:
+                with self._lock:
+                    started = time.perf_counter()
+                    arrays = self._encoder(chunk.payload)
+                    gathered.seconds["encode"] += time.perf_counter() - started
                 gathered.rows[lane].append(chunk.rows)
-                gathered.arrays[lane].append(self._encoder(chunk.payload))
+                gathered.arrays[lane].append(arrays)
             if chunk.rejects.num_rows:
                 gathered.rejects.append(chunk.rejects)
-            waiting = time.perf_counter()
-            gathered.seconds["encode"] += waiting - started
         return self._commit(fragment, gathered)
 
     def _commit(self, fragment: int, gathered: _Gathered) -> Receipt:

@@ -18,7 +18,7 @@ from dq_cluster.index.planner import Unit
 
 # Bytes of pixels or features in a chunk: enough to make the hand-over cheap, little enough
 # that the few in flight never matter.
-_CHUNK_BYTES = 16 << 20
+_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from dq_cluster.encode.progress import RunProgress
 from dq_cluster.errors import DqError, InputError, QualityGateError
 from dq_cluster.index.ledger import Ledger, Receipt
 
+# Of each encoder; see FragmentEncoder.
+_FRAGMENTS_AT_ONCE = 2
 # Ray Data keeps books per block; many fragments therefore share one. Each is still committed
 # on its own.
 _MAX_BLOCKS = 4096
@@ -59,7 +61,12 @@ def _receipts(job: Job, pool: PoolSettings, todo: list[int]) -> Iterator[Receipt
             fn_constructor_args=(job,),
             batch_size=1,
             batch_format="numpy",
-            compute=ActorPoolStrategy(size=pool.encoders, max_tasks_in_flight_per_actor=2),
+            compute=ActorPoolStrategy(
+                size=pool.encoders,
+                max_tasks_in_flight_per_actor=2 * _FRAGMENTS_AT_ONCE,
+                max_concurrent_calls_per_actor=_FRAGMENTS_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
             num_cpus=1,
             num_gpus=pool.gpus,
         )
@@ -95,11 +102,16 @@ def _check_room(pool: PoolSettings) -> None:
 def _summary(progress: RunProgress, pool: PoolSettings) -> dict[str, Any]:
     """Rows per second: end to end, and of each stage in the time that it worked itself."""
     total = progress.rows + progress.rejected
-    workers = {"load": pool.encoders * pool.decoders}
+    fragments_at_once = pool.encoders * _FRAGMENTS_AT_ONCE
+    workers = {
+        "load": fragments_at_once * pool.decoders,
+        "encode": pool.encoders,
+        "write": fragments_at_once,
+    }
     rates = {
-        f"{stage}_rows_per_second": total * workers.get(stage, pool.encoders) / seconds
-        for stage in ("load", "encode", "write")
-        if (seconds := progress.stages[stage])
+        f"{stage}_rows_per_second": total * count / progress.stages[stage]
+        for stage, count in workers.items()
+        if progress.stages[stage]
     }
     return {
         "seconds": progress.seconds,

@@ -50,7 +50,7 @@ def test_chunks_of_pictures_are_bounded_in_bytes(tmp_path: Path) -> None:
     images = list(crops(40))
     write_parquet(tmp_path / "p.parquet", {"id": range(40), "image": [*images[:39], b"no"]})
     source = SourceSettings(kind="parquet", uri=str(tmp_path))
-    size = 512  # 768 KiB of pixels each: 21 fill a chunk
+    size = 362  # 384 KiB of pixels each: 21 fill a chunk
     chunks = list(load(source, list(open_source(source).units()), Expectation(size, 0)))
     assert [len(chunk.payload) for chunk in chunks] == [21, 18]
     assert [chunk.rows.num_rows for chunk in chunks] == [21, 18]

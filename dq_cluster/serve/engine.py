@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from dq_cluster.errors import InputError, NotFoundError
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.filters import Filter, parse_filter
 from dq_cluster.index.manifest import Manifest
-from dq_cluster.index.merge import MISSING, merge
 from dq_cluster.index.rows import to_id
 from dq_cluster.index.shards import Shard, plan_shards
 from dq_cluster.observe.metrics import STEP_SECONDS
@@ -34,6 +32,7 @@ from dq_cluster.serve.batcher import Batcher
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.embed import Embedder
 from dq_cluster.serve.fanout import Failure, Fanout
+from dq_cluster.serve.hits import merge_hits
 from dq_cluster.serve.policy import coverage
 from dq_cluster.serve.shard import Item, ShardQuery
 from dq_cluster.serve.thumbnail import thumbnail
@@ -55,7 +54,7 @@ class Served:
     def load(
         cls, index: Index, version: int, settings: ServeSettings, before: "Served | None" = None
     ) -> "Served":
-        """Read what a router needs of `version`; the model of `before` is kept if it is the same."""
+        """Read what a router needs of `version`; keep the model of `before` if it is the same."""
         manifest = index.manifest(version)
         limits = ImageLimits(
             max_bytes=settings.limits.max_body_bytes, max_pixels=settings.limits.max_pixels
@@ -261,7 +260,7 @@ class Engine:
         for number, answer in zip(asked, answers, strict=True):
             answered[number] = not isinstance(answer, Failure)
         good = [answer for answer in answers if not isinstance(answer, Failure)]
-        hits = _hits(good, batch.k, batch.columns) if good else [[] for _ in vectors]
+        hits = merge_hits(good, batch.k, batch.columns) if good else [[] for _ in vectors]
         clock.append(time.perf_counter())
         steps = dict(zip(("embed", "search", "merge"), np.diff(clock), strict=True))
         for step, seconds in steps.items():
@@ -277,28 +276,3 @@ class Engine:
             ],
             ms={step: 1e3 * float(seconds) for step, seconds in steps.items()},
         )
-
-
-def _hits(answers: list[Any], k: int, columns: tuple[str, ...]) -> list[list[Hit]]:
-    """Merge the shards' answers and look up id and columns of the winners."""
-    scores, ordinals, places = merge([(a.scores, a.ordinals) for a in answers], k)
-    # Shards send rows for the places they filled, in order: number those over all shards.
-    filled = [a.ordinals != MISSING for a in answers]
-    numbers, start = [], 0
-    for mask in filled:
-        numbers.append(np.where(mask, start + np.cumsum(mask).reshape(mask.shape) - 1, -1))
-        start += int(mask.sum())
-    winners = np.take_along_axis(np.hstack(numbers), places, axis=1)
-    present = ordinals != MISSING
-    tables = [a.rows for a in answers if a.rows.num_rows]
-    if not tables:
-        return [[] for _ in scores]
-    rows = pa.concat_tables(tables).take(pa.array(winners[present]))
-    ids = rows.column("id").to_pylist()
-    extra = rows.select(list(columns)).to_pylist() if columns else [{}] * len(ids)
-    hits = [
-        Hit.model_construct(id=id, score=score, columns=more)
-        for id, score, more in zip(ids, scores[present].tolist(), extra, strict=True)
-    ]
-    ends = np.cumsum(present.sum(axis=1))
-    return [hits[end - count : end] for end, count in zip(ends, present.sum(axis=1), strict=True)]

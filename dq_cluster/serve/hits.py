@@ -1,0 +1,35 @@
+"""From the answers of shards to hits: merge, then look up the winners' ids and columns."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from dq_cluster.index.merge import MISSING, merge
+from dq_cluster.serve.api import Hit
+from dq_cluster.serve.shard import ShardAnswer
+
+
+def merge_hits(answers: Sequence[ShardAnswer], k: int, columns: tuple[str, ...]) -> list[list[Hit]]:
+    """Merge the shards' answers and look up id and columns of the winners."""
+    scores, ordinals, places = merge([(a.scores, a.ordinals) for a in answers], k)
+    # Shards send rows for the places they filled, in order: number those over all shards.
+    filled = [a.ordinals != MISSING for a in answers]
+    numbers, start = [], 0
+    for mask in filled:
+        numbers.append(np.where(mask, start + np.cumsum(mask).reshape(mask.shape) - 1, -1))
+        start += int(mask.sum())
+    winners = np.take_along_axis(np.hstack(numbers), places, axis=1)
+    present = ordinals != MISSING
+    tables = [a.rows for a in answers if a.rows.num_rows]
+    if not tables:
+        return [[] for _ in scores]
+    rows = pa.concat_tables(tables, promote_options="permissive").take(pa.array(winners[present]))
+    ids = rows.column("id").to_pylist()
+    extra = rows.select(list(columns)).to_pylist() if columns else [{}] * len(ids)
+    hits = [
+        Hit.model_construct(id=id, score=score, columns=more)
+        for id, score, more in zip(ids, scores[present].tolist(), extra, strict=True)
+    ]
+    ends = np.cumsum(present.sum(axis=1))
+    return [hits[end - count : end] for end, count in zip(ends, present.sum(axis=1), strict=True)]

@@ -154,8 +154,8 @@ def test_the_same_submission_goes_on_after_a_failed_one(
     elsewhere = config.model_copy(
         update={"index": str(tmp_path / "other"), "storage": config.run_uri}
     )
-    strict = elsewhere.model_copy(update={"gate": QualityGate(min_map=1.0)})
-    with pytest.raises(QualityGateError, match=r"map_at_1000 0\.\d+ is below 1\.0000"):
+    strict = elsewhere.model_copy(update={"gate": QualityGate(min_recall_at_10=1.0)})
+    with pytest.raises(QualityGateError, match=r"recall_at_10 0\.\d+ is below 1\.0000"):
         train(strict)
     assert list_models(Storage(strict.index)) == []
     assert train(elsewhere).digest == card.digest

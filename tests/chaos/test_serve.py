@@ -181,7 +181,7 @@ def test_a_shard_without_replicas_is_missing_from_the_answer(service: Service) -
     with httpx.Client(base_url=service.url, timeout=60) as http:
         for pid in replicas_of("Shard0"):
             os.kill(pid, signal.SIGKILL)
-        question = {"embedding": [0.25] * 16, "k": 20, "timeout_ms": 500}
+        question = {"embedding": [0.25] * 16, "k": 20, "timeout_ms": 1000}
         partial = http.post("/v1/search", json={**question, "min_coverage": 0}).json()
         whole = http.post("/v1/search", json=question)
         assert partial["coverage"] == 0.5

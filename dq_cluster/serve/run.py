@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import threading
@@ -13,6 +14,7 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.serve.config import ServeSettings
 
 APPLICATION = "dq-cluster"
+_PORTS = range(20_000, 32_000)
 
 
 def fast_serve() -> None:
@@ -27,8 +29,8 @@ def fast_serve() -> None:
     # No load balancer stands before this Serve that would need time to notice its end.
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
     os.environ.setdefault("RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S", "1")
-    os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_PORT", str(free_port()))
-    os.environ.setdefault("RAY_SERVE_HAPROXY_STATS_PORT", str(free_port()))
+    os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_PORT", str(free_port("")))
+    os.environ.setdefault("RAY_SERVE_HAPROXY_STATS_PORT", str(free_port("")))
 
 
 @contextlib.contextmanager
@@ -78,10 +80,16 @@ def serve_forever(settings: ServeSettings, on_ready: Callable[[dict[str, Any]], 
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, of those that neither Ray nor the kernel hands out.
+
+    What binds it starts seconds later; a port from the kernel's own range could be taken by then,
+    by any outgoing connection.
+    """
+    for port in random.sample(_PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise DqError(f"no free port among 100 tried in {_PORTS.start}-{_PORTS.stop}; name one")
 
 
 def _reason(error: RuntimeError) -> str:

@@ -37,9 +37,12 @@ class ShardReplica:
         self._settings, self._number = settings, number
         self._index = Index.at(settings.index)
         self._held: dict[int, LoadedShard] = {}
-        threads = max(1, math.ceil(settings.cpus))
-        faiss.omp_set_num_threads(threads)
-        self._pool = ThreadPoolExecutor(threads)
+        # faiss spreads a batch over the CPUs; a second batch fills what its end leaves idle.
+        self._pool = ThreadPoolExecutor(
+            2,
+            initializer=faiss.omp_set_num_threads,  # counts for the thread that calls it
+            initargs=(max(1, math.ceil(settings.cpus)),),
+        )
         app = serve.get_replica_context().app_name
         keeper = serve.get_deployment_handle(KEEPER, app)
         refused = await self.load(await keeper.serving.remote())

@@ -31,15 +31,15 @@ class ModelSettings(Settings):
     dim: int = Field(64, gt=0)
     metric: Metric = "l2"
     hidden: tuple[int, ...] = (512,)
-    components: int = Field(128, gt=0)
+    components: int = Field(64, gt=0)
 
     objective: Literal["semantic", "neighbours"] = "semantic"
     triplet_weight: float = Field(1.0, ge=0)
     manifold_weight: float = Field(0.1, ge=0)
     quantization_weight: float = Field(0.1, ge=0)
     isometry_weight: float = Field(0.0, ge=0)
-    temperature: float = Field(0.3, gt=0)
-    neighbours: int = Field(20, gt=0)
+    temperature: float = Field(0.4, gt=0)
+    neighbours: int = Field(50, gt=0)
 
     epochs: int = Field(10, gt=0)
     batch_size: int = Field(512, gt=1)

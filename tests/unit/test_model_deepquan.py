@@ -133,5 +133,5 @@ def test_an_objective_sets_weights_that_explicit_ones_override():
 
 
 def test_too_few_features_to_have_neighbours(features: np.ndarray):
-    with pytest.raises(InputError, match="more than 20 images"):
-        fit(features[:20], ModelSettings(**SMALL), seed=0)
+    with pytest.raises(InputError, match="more than 50 images"):
+        fit(features[:50], ModelSettings(**SMALL), seed=0)

@@ -46,6 +46,7 @@ def main() -> None:
     result = {
         "kills": blows.total(),
         "blows": dict(blows),
+        "drivers_that_gave_up": arena.gave_up,
         "runs": runs,
         "images_per_run": arguments.images,
         "seed": arguments.seed,

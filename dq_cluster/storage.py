@@ -90,26 +90,26 @@ class Storage:
         return Storage(f"{self.uri}/{name}")
 
     def exists(self, name: str = "") -> bool:
-        with _translated(self, name):
+        with translated(self, name):
             return bool(self.filesystem.exists(self.path(name)))
 
     def size(self, name: str) -> int:
         """Bytes in the file `name`."""
-        with _translated(self, name):
+        with translated(self, name):
             return int(self.filesystem.size(self.path(name)))
 
     def read(self, name: str) -> bytes:
-        with _translated(self, name):
+        with translated(self, name):
             return bytes(self.filesystem.cat_file(self.path(name)))
 
     def open(self, name: str) -> Any:
         """A seekable binary file for reading."""
-        with _translated(self, name):
+        with translated(self, name):
             return self.filesystem.open(self.path(name), "rb")
 
     def write(self, name: str, data: bytes) -> None:
         """Write whole; a reader sees the old content or the new, never a part."""
-        with _translated(self, name):
+        with translated(self, name):
             if self.is_local:
                 with _beside(self.path(name), data) as temporary:
                     os.replace(temporary, self.path(name))
@@ -118,7 +118,7 @@ class Storage:
 
     def upload(self, local: str | Path, name: str) -> None:
         """Copy a local file to `name`; it appears whole or not at all."""
-        with _translated(self, name):
+        with translated(self, name):
             if self.is_local:
                 with _beside(self.path(name), b"") as temporary:
                     shutil.copyfile(local, temporary)
@@ -128,7 +128,7 @@ class Storage:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write `name` only if it is absent. False if it exists: the first writer wins."""
-        with _translated(self, name):
+        with translated(self, name):
             if not self.is_local:
                 return self._put_if(name, data, IfNoneMatch="*")
             with _beside(self.path(name), data) as temporary:
@@ -142,7 +142,7 @@ class Storage:
         """Compare-and-swap: write `name` only if it still holds `expected` (None: absent)."""
         if expected is None:
             return self.create(name, data)
-        with _translated(self, name):
+        with translated(self, name):
             if not self.is_local:
                 tag = self.filesystem.info(self.path(name))["ETag"]
                 if self.filesystem.cat_file(self.path(name)) != expected:
@@ -164,7 +164,7 @@ class Storage:
         files, and the books of a run.
         """
         top = self.path(prefix)
-        with _translated(self, prefix):
+        with translated(self, prefix):
             entries = _local_files if self.is_local else self._s3_files
             for full, size, stamp in entries(top):
                 if "/." not in full[len(top) :]:
@@ -172,7 +172,7 @@ class Storage:
 
     def delete(self, name: str) -> None:
         """Remove one file; an absent one is no error."""
-        with _translated(self, name), contextlib.suppress(FileNotFoundError):
+        with translated(self, name), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path(name))
 
     def _s3_files(self, top: str) -> Iterator[tuple[str, int, datetime]]:
@@ -238,8 +238,11 @@ def _beside(target: str, data: bytes) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _translated(storage: Storage, name: str) -> Iterator[None]:
-    """Turn what filesystems raise into dq_cluster's errors, naming the place."""
+def translated(storage: Storage, name: str) -> Iterator[None]:
+    """Turn what filesystems raise into dq_cluster's errors, naming the place.
+
+    Storage's methods do so themselves; reading from a file that `open` returned does not.
+    """
     where = f"{storage.uri}/{name}" if name else storage.uri
     try:
         yield

@@ -15,6 +15,7 @@ from dq_cluster.images.config import ImageLimits, SourceSettings
 from dq_cluster.images.decode import Reason, RejectError, decode_image
 from dq_cluster.images.sources import open_source
 from dq_cluster.index.planner import Unit
+from dq_cluster.storage import Storage, translated
 
 # Bytes of pixels or features in a chunk: enough to make the hand-over cheap, little enough
 # that the few in flight never matter.
@@ -49,10 +50,17 @@ class Chunk:
 
 
 def load(source: SourceSettings, units: Sequence[Unit], expected: Expectation) -> Iterator[Chunk]:
-    """Read and decode `units` in order."""
+    """Read and decode `units` in order. Raises StorageError where storage fails."""
     limit = max(1, _CHUNK_BYTES // expected.row_bytes)
+    with translated(Storage(source.uri), ""):
+        yield from _chunks(source, open_source(source).read(units, limit), expected)
+
+
+def _chunks(
+    source: SourceSettings, tables: Iterator[pa.Table], expected: Expectation
+) -> Iterator[Chunk]:
     started = time.perf_counter()
-    for table in open_source(source).read(units, limit):
+    for table in tables:
         reasons = _with_null_ids(table)
         if expected.image_size:
             payload = _pixels(table, reasons, expected.image_size, source.limits)

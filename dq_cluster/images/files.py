@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -145,7 +146,7 @@ class WebDataset:
             ):
                 for key, members in itertools.groupby(self._members(tar), lambda m: m[0]):
                     yield self._sample(path, key, {ext: data for _, ext, data in members})
-        except (tarfile.TarError, EOFError, ValueError, NotFoundError):
+        except (tarfile.TarError, zlib.error, EOFError, NotFoundError):
             # What the rest of the tar held cannot be known: one reject stands for it.
             uri = f"{self._storage.uri}/{path}"
             yield {"id": path, "uri": uri, "reason": Reason.UNREADABLE_FILE.value, "image": None}

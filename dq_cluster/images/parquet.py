@@ -158,9 +158,11 @@ class ParquetRows:
 def _is_damage(error: Exception) -> bool:
     """Whether the file is at fault, and not the road to it.
 
-    Arrow reports damage, too, as OSError; a filesystem's has a number or a cause.
+    Arrow reports damage, too, as OSError; a filesystem's has a number, a cause, or a kind.
     """
-    return not isinstance(error, OSError) or not (error.errno or error.__cause__)
+    if not isinstance(error, OSError):
+        return True
+    return type(error) is OSError and not error.errno and not error.__cause__
 
 
 def _is_numbers(kind: pa.DataType) -> bool:

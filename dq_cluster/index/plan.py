@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from dq_cluster.config import Settings
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError
 from dq_cluster.index.planner import Unit, pack
-from dq_cluster.storage import Storage
+from dq_cluster.storage import Storage, translated
 
 FORMAT = 1
 _SCHEMA = pa.schema([("path", pa.string()), ("start", pa.int64()), ("rows", pa.int64())])
@@ -112,9 +112,12 @@ class PlanReader:
     """Reads fragments of one plan by number; the footer is read once."""
 
     def __init__(self, storage: Storage, plan: Plan) -> None:
-        self._file = pq.ParquetFile(storage.open(plan.path))
+        self._storage, self._path = storage, plan.path
+        with translated(storage, plan.path):
+            self._file = pq.ParquetFile(storage.open(plan.path))
 
     def fragment(self, number: int) -> list[Unit]:
         """The units of fragment `number`, in order."""
-        table = self._file.read_row_group(number)
+        with translated(self._storage, self._path):
+            table = self._file.read_row_group(number)
         return [Unit(*row) for row in zip(*(c.to_pylist() for c in table.columns), strict=True)]

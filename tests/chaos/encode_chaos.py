@@ -66,6 +66,7 @@ class Arena:
         )
         self.nodes = [self.cluster.add_node(num_cpus=3) for _ in range(2)]
         self.drivers: list[subprocess.Popen[bytes]] = []
+        self.gave_up = 0
         self.log = open(folder / "drivers.log", "ab")  # noqa: SIM115
 
     def close(self) -> None:
@@ -181,6 +182,7 @@ class Arena:
                 self.drivers = []
                 return
             else:
+                self.gave_up += 1
                 self.drivers = []
                 self.begin(run)
 

@@ -212,11 +212,20 @@ def _local_files(folder: str) -> Iterator[tuple[str, int, datetime]]:
         return
     for entry in entries:
         if entry.is_dir():
-            yield from _local_files(entry.path)
+            if not _leads_back(entry):
+                yield from _local_files(entry.path)
         elif entry.is_file():
             with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                 stat = entry.stat()
                 yield entry.path, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC)
+
+
+def _leads_back(entry: os.DirEntry[str]) -> bool:
+    """Whether a link leads to a folder that it lies in: following it would never end."""
+    if not entry.is_symlink():
+        return False
+    target, here = Path(entry.path).resolve(), Path(entry.path).parent.resolve()
+    return target == here or target in here.parents
 
 
 @contextlib.contextmanager

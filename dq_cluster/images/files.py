@@ -91,6 +91,8 @@ class Folder:
     def units(self) -> Iterator[Unit]:
         for info in self._storage.list():
             if info.path.lower().endswith(IMAGE_SUFFIXES):
+                if not _is_text(info.path):
+                    raise InputError(f"the file name {info.path!a} is not UTF-8; rename it")
                 yield Unit(info.path)
 
     def read(self, units: Iterable[Unit], rows: int) -> Iterator[pa.Table]:
@@ -141,7 +143,10 @@ class WebDataset:
             with (
                 self._storage.open(path) as file,
                 tarfile.open(
-                    fileobj=io.BufferedReader(file, 1 << 20), mode="r|*", errorlevel=2
+                    fileobj=io.BufferedReader(file, 1 << 20),
+                    mode="r|*",
+                    errorlevel=2,
+                    errors="replace",
                 ) as tar,
             ):
                 for key, members in itertools.groupby(self._members(tar), lambda m: m[0]):
@@ -181,7 +186,16 @@ class WebDataset:
             about = json.loads(members.get("json") or b"{}")
         for name in set(self._settings.columns) - {"uri"}:
             if isinstance(about, dict) and name in about:
-                row[name] = None if about[name] is None else str(about[name])
+                row[name] = None if about[name] is None else _as_text(str(about[name]))
             elif members.get(name) is not None:
                 row[name] = (members[name] or b"").decode("utf-8", "replace").strip()
         return row
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name from the file system, or a string from JSON, can be written as UTF-8."""
+    return _as_text(name) == name
+
+
+def _as_text(value: str) -> str:
+    return value.encode("utf-8", "replace").decode()

@@ -1,5 +1,6 @@
 """Each kind of source lists and reads the same pictures, and says what it could not read."""
 
+import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,19 @@ class TestFolder:
         source = open_source(SourceSettings(kind="folder", uri=s3))
         assert [unit.path for unit in source.units()] == names
 
+    def test_a_link_that_leads_back_is_not_followed(self, tmp_path: Path) -> None:
+        write_folder(tmp_path / "pile", {"a/1.jpg": b"x"})
+        write_folder(tmp_path / "other", {"2.jpg": b"x"})
+        (tmp_path / "pile" / "a" / "up").symlink_to(tmp_path / "pile")
+        (tmp_path / "pile" / "linked").symlink_to(tmp_path / "other")
+        source = open_source(SourceSettings(kind="folder", uri=f"{tmp_path}/pile"))
+        assert [unit.path for unit in source.units()] == ["a/1.jpg", "linked/2.jpg"]
+
+    def test_a_name_that_is_not_utf8_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+        with pytest.raises(InputError, match=r"caf.*is not UTF-8; rename it"):
+            list(open_source(SourceSettings(kind="folder", uri=str(tmp_path))).units())
+
     def test_other_columns_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="tags"):
             open_source(SourceSettings(kind="folder", uri=str(tmp_path), columns=("tags",)))
@@ -104,6 +118,14 @@ class TestWebDataset:
         assert reasons.pop("a.tar") == reasons.pop("b.tar") == Reason.UNREADABLE_FILE
         assert 0 < len(reasons) < 10
         assert set(reasons.values()) == {None}
+
+    def test_text_that_is_not_utf8_does_no_harm(self, tmp_path: Path) -> None:
+        name = os.fsdecode(b"caf\xe9")
+        about = b'{"caption": "\\ud800"}'
+        write_tar(tmp_path / "a.tar", {f"{name}.jpg": IMAGES[0], f"{name}.json": about})
+        settings = SourceSettings(kind="webdataset", uri=str(tmp_path), columns=("caption",))
+        (row,) = read_all(settings).to_pylist()
+        assert (row["image"], row["caption"]) == (IMAGES[0], "?")
 
     def test_a_sample_without_a_picture_is_missing(self, tmp_path: Path) -> None:
         write_tar(tmp_path / "a.tar", {"1.txt": b"words", "2.jpg": IMAGES[0]})

@@ -1,5 +1,6 @@
 """From a run's ledger to a version: check everything, then one manifest."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable
 
@@ -45,9 +46,6 @@ def publish_run(
     Raises IntegrityError when the ledger or a file is not whole, QualityGateError for too many
     rejects; then nothing is published.
     """
-    earlier = _version_of(index, run, plan.newest)
-    if earlier is not None and earlier.version in _lineage(index, plan.newest):
-        return _marked(index, run, earlier)
     receipts = list(Ledger(index.storage, run_folder(run)).receipts())
     check_complete(plan, receipts)
     check_rejects(receipts, max_reject_fraction)
@@ -73,15 +71,33 @@ def publish_run(
 
     def make(version: int, parent: int | None) -> Manifest:
         # Another driver of this run, or this one before it was killed, may have come this far.
-        earlier = _version_of(index, run, plan.newest)
-        if earlier is not None and parent in (earlier.parent, earlier.version):
-            return earlier
+        earlier = _versions_of(index, run, plan.newest)
+        lineage = _lineage(index, parent, plan.newest)
+        for manifest in earlier:
+            if manifest.version in lineage:
+                raise _IsPublishedError(manifest)
+        for manifest in earlier:
+            if manifest.parent == parent:
+                return manifest
         placed = {"version": version, "parent": parent}
         if append and parent is not None:
             return appended(index.manifest(parent), new).model_copy(update=placed)
         return new.model_copy(update=placed)
 
-    return _marked(index, run, index.publish(make))
+    try:
+        manifest = index.publish(make)
+    except _IsPublishedError as published:
+        manifest = published.manifest
+    index.storage.write(f"{run_folder(run)}/published", str(manifest.version).encode())
+    return manifest
+
+
+class _IsPublishedError(Exception):
+    """The run is part of the current version already."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest.version)
+        self.manifest = manifest
 
 
 def appended(old: Manifest, new: Manifest) -> Manifest:
@@ -149,29 +165,17 @@ def _check_stored(index: Index, run: str, files: list[FileEntry]) -> None:
             )
 
 
-def _version_of(index: Index, run: str, newest: int) -> Manifest | None:
-    """The version after `newest` that `run` made, or None."""
-    for number in index.versions():
-        if number > newest:
-            manifest = index.manifest(number)
-            if manifest.producer.run == run:
-                return manifest
-    return None
+def _versions_of(index: Index, run: str, newest: int) -> list[Manifest]:
+    """The versions after `newest` that `run` made: more than one if it lost a race."""
+    later = (index.manifest(number) for number in index.versions() if number > newest)
+    return [manifest for manifest in later if manifest.producer.run == run]
 
 
-def _lineage(index: Index, newest: int) -> set[int]:
-    """The current version and its ancestors, back to `newest`."""
+def _lineage(index: Index, version: int | None, newest: int) -> set[int]:
+    """The version and its ancestors after `newest`, as far as they were kept."""
     found: set[int] = set()
-    try:
-        number: int | None = index.current()
-    except NotFoundError:
-        return found
-    while number is not None and number > newest:
-        found.add(number)
-        number = index.manifest(number).parent
+    with contextlib.suppress(NotFoundError):
+        while version is not None and version > newest:
+            found.add(version)
+            version = index.manifest(version).parent
     return found
-
-
-def _marked(index: Index, run: str, manifest: Manifest) -> Manifest:
-    index.storage.write(f"{run_folder(run)}/published", str(manifest.version).encode())
-    return manifest

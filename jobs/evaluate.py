@@ -1,6 +1,6 @@
 """Measure a version of an index against exact search.
 
-    ray job submit --working-dir . -- python jobs/evaluate.py --config configs/cluster/evaluate.yaml
+ray job submit --working-dir . -- python jobs/evaluate.py --config configs/cluster/evaluate.yaml
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Turn images into backbone features with Ray Data.
 
-    ray job submit --working-dir . -- python jobs/featurize.py --config configs/cluster/featurize.yaml
+ray job submit --working-dir . -- python jobs/featurize.py --config configs/cluster/featurize.yaml
 """
 
 import sys

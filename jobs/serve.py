@@ -1,6 +1,6 @@
 """Serve the query API of an index with Ray Serve, until interrupted.
 
-    ray job submit --working-dir . -- python jobs/serve.py --config configs/cluster/serve.yaml
+ray job submit --working-dir . -- python jobs/serve.py --config configs/cluster/serve.yaml
 """
 
 import sys

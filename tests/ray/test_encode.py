@@ -11,10 +11,10 @@ from dq_cluster.encode.featurize import featurize
 from dq_cluster.encode.run import encode
 from dq_cluster.errors import ConfigError, InputError, NotFoundError, QualityGateError
 from dq_cluster.images.config import BackboneSettings, SourceSettings
+from dq_cluster.images.features import open_features
 from dq_cluster.index.models import ModelCard
 from dq_cluster.model.cells import add_cells
 from dq_cluster.storage import Storage
-from dq_cluster.images.features import open_features
 from tests.encoding import (
     codes_of,
     current,

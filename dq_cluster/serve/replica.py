@@ -37,6 +37,7 @@ class ShardReplica:
         self._settings, self._number = settings, number
         self._index = Index.at(settings.index)
         self._held: dict[int, LoadedShard] = {}
+        self._loading: dict[int, asyncio.Task[str]] = {}
         # faiss spreads a batch over the CPUs; a second batch fills what its end leaves idle.
         self._pool = ThreadPoolExecutor(
             2,
@@ -53,31 +54,27 @@ class ShardReplica:
         """Load a version beside those held. Returns why it was refused, or an empty string."""
         if version in self._held:
             return ""
+        if version not in self._loading:
+            self._loading[version] = asyncio.ensure_future(self._load(version))
+        return await asyncio.shield(self._loading[version])
+
+    async def _load(self, version: int) -> str:
+        about = {"shard": self._number, "version": version}
+        allowed = int(self._settings.memory_gb * 1e9)
         try:
             with SHARD_LOAD_SECONDS.time(shard=self._number):
-                self._held[version] = await asyncio.to_thread(
-                    load_shard,
-                    self._index,
-                    version,
-                    self._number,
-                    self._settings.shards,
-                    int(self._settings.memory_gb * 1e9),
+                shard = await asyncio.to_thread(
+                    load_shard, self._index, version, self._number, self._settings.shards, allowed
                 )
         except DqError as error:
             SHARD_LOAD_FAILURES.inc(shard=self._number)
-            logger.error(
-                "version refused", extra={"shard": self._number, "version": version, "why": error}
-            )
+            logger.error("version refused", extra={**about, "why": error})
             return f"shard {self._number} refused version {version}: {error}"
-        SHARD_CODES.set(self._held[version].searcher.rows, shard=self._number)
-        logger.info(
-            "version loaded",
-            extra={
-                "shard": self._number,
-                "version": version,
-                "simd": self._held[version].searcher.simd,
-            },
-        )
+        finally:
+            del self._loading[version]
+        self._held[version] = shard
+        SHARD_CODES.set(shard.searcher.rows, shard=self._number)
+        logger.info("version loaded", extra={**about, "simd": shard.searcher.simd})
         return ""
 
     async def release(self, keep: frozenset[int]) -> None:
@@ -96,9 +93,12 @@ class ShardReplica:
         return await self._answer(version, lambda shard: shard.find(id))
 
     async def _answer(self, version: int, work: Callable[[LoadedShard], Any]) -> Any:
-        shard = self._held.get(version)
-        if shard is None:
-            return Failure(f"version {version} is not loaded")
+        # A replica that started during a switch missed the call to load. While it catches up, the
+        # router's second request goes to another one.
+        refused = await self.load(version)
+        if refused:
+            return Failure(refused)
+        shard = self._held[version]
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, shard)
         except InputError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dq_cluster.errors import DqError
+from dq_cluster.errors import DqError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.filters import Filter
@@ -95,7 +95,12 @@ def load_shard(
     manifest = index.manifest(version)
     shard = plan_shards(manifest.files, shards)[number]
     check_fits(shard.rows, manifest.geometry, allowed_bytes or free_memory())
-    return LoadedShard(index, manifest, shard)
+    try:
+        return LoadedShard(index, manifest, shard)
+    except (pa.ArrowException, OSError) as error:
+        raise IntegrityError(
+            f"version {version} cannot be read: {error}; 'index verify' names the file"
+        ) from error
 
 
 def check_fits(rows: int, geometry: CodeGeometry, allowed_bytes: int) -> None:

@@ -162,6 +162,21 @@ def test_a_killed_replica_fails_no_query_and_comes_back(service: Service) -> Non
     assert_unmixed(load.answers)
 
 
+def test_the_keeper_of_versions_dies_and_forgets_nothing(service: Service) -> None:
+    with httpx.Client(base_url=service.url, timeout=60) as http, Load(service.url) as load:
+        # Not CURRENT, which a keeper without memory would go back to.
+        assert http.post("/v1/index/refresh", json={"version": 2}).status_code == 200
+        (before,) = replicas_of("Versions")
+        os.kill(before, signal.SIGKILL)
+        until(lambda: replicas_of("Versions") not in ([], [before]))
+        load.wait_for(60)
+        assert http.get("/v1/index").json()["version"] == 2
+        assert http.post("/v1/index/refresh", json={"version": 1}).status_code == 200
+        load.wait_for(10)
+    assert not load.errors
+    assert_unmixed(load.answers)
+
+
 def test_a_hanging_replica_fails_no_query(service: Service) -> None:
     hung = replicas_of("Shard1")[0]
     with Load(service.url) as load:

@@ -15,12 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
 from dq_cluster.errors import NotFoundError
+from dq_cluster.geometry import CodeGeometry
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.index.catalog import Index
 from dq_cluster.serve.config import Limits, ServeSettings
 from dq_cluster.serve.http import make_api
 from dq_cluster.serve.local import LocalService
 from dq_cluster.serve.security import Guard
+from dq_cluster.serve.shard import DoesNotFitError, check_fits
 from dq_cluster.serve.thumbnail import thumbnail
 from tests.support import make_model, make_pictures, make_version
 
@@ -194,3 +196,16 @@ def test_a_row_without_a_readable_picture_has_none(http: TestClient) -> None:
     assert http.get("/v1/items/3/image").status_code == 404
     assert http.get("/v1/items/999999/image").status_code == 404
     assert http.get("/v1/items/cat/3.png/image").status_code == 400
+
+
+def test_a_version_that_does_not_fit_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    uri = str(tmp_path / "index")
+    make_version(uri, make_model(uri), rows=1000, files=2)
+    with pytest.raises(DoesNotFitError, match=r"500 codes of 4 bytes need 0\.000 GB"):
+        LocalService(ServeSettings(index=uri, shards=2, memory_gb=1e-9))
+    flat, fast = CodeGeometry(dim=16, m=8), CodeGeometry(dim=16, m=16, nbits=4)
+    check_fits(10**9, flat, 10 * 10**9)
+    with pytest.raises(DoesNotFitError, match=r"10\.000 GB, 9\.999 GB are allowed"):
+        check_fits(10**9, flat, 9_999_000_000)
+    with pytest.raises(DoesNotFitError, match=r"18\.000 GB"):
+        check_fits(10**9, fast, 10 * 10**9)

@@ -22,8 +22,11 @@ def fast_serve() -> None:
 
     HAProxy instead of the Python proxy, gRPC between deployments, one event loop per replica.
     HAProxy's own ports are moved to free ones: their defaults collide when two Rays share a
-    machine. What the environment already says is kept.
+    machine. What the environment already says is kept, and a cluster that is joined (RAY_ADDRESS)
+    has its switches from its own nodes.
     """
+    if os.environ.get("RAY_ADDRESS"):
+        return
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     # No load balancer stands before this Serve that would need time to notice its end.

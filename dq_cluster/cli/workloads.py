@@ -55,8 +55,22 @@ def encode(config: Config = None, overrides: Overrides = None, json: Json = Fals
     _run(lambda: encode(settings), json)
 
 
-def evaluate(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
+def evaluate(
+    config: Config = None,
+    overrides: Overrides = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Compare DeepQuan with classical codes on features."),
+    ] = False,
+    json: Json = False,
+) -> None:
     """Measure a version, or compare DeepQuan with the classical quantizers."""
+    if compare:
+        from dq_cluster.evaluate.comparison import run_comparison
+        from dq_cluster.evaluate.config import CompareSettings
+
+        emit(run_comparison(load_settings(CompareSettings, config, overrides or ())), as_json=json)
+        return
     from dq_cluster.evaluate.config import EvaluateSettings
     from dq_cluster.evaluate.version import evaluate_version
 

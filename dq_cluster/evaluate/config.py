@@ -1,8 +1,9 @@
-"""Settings of an evaluation."""
+"""Settings of an evaluation, and of a comparison of methods."""
 
 from pydantic import Field
 
 from dq_cluster.config import Settings
+from dq_cluster.model.config import ModelSettings
 
 
 class EvaluateSettings(Settings):
@@ -15,3 +16,19 @@ class EvaluateSettings(Settings):
     queries: str
     k: int = Field(1000, gt=0)
     max_queries: int = Field(2000, gt=0)
+
+
+class CompareSettings(Settings):
+    """database, queries: URIs of features with a `label` column. methods: default all; see
+    `evaluate.compare.METHODS`. bits, seeds: every method runs at each length with each seed.
+    model: DeepQuan's other settings. report: folder for report.html and report.md, if wanted."""
+
+    database: str
+    queries: str
+    methods: tuple[str, ...] | None = None
+    bits: tuple[int, ...] = (16, 32, 64)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    model: ModelSettings = ModelSettings()
+    k: int = Field(1000, gt=0)
+    max_queries: int = Field(2000, gt=0)
+    report: str | None = None

@@ -12,8 +12,8 @@ class PoolSettings(Settings):
     """The fixed pool that does the work.
 
     encoders: actors with the network, each at work on two fragments; decoders: tasks that read
-    and decode, per fragment, each on one CPU; gpus: of each encoder; threads: of each encoder's
-    backbone on CPU; batch_size: images the network sees at once.
+    and decode, per fragment, on the encoder's node; gpus: of each encoder; threads: of each
+    encoder's backbone on CPU; batch_size: images the network sees at once.
     """
 
     encoders: int = Field(default=1, ge=1)
@@ -21,6 +21,11 @@ class PoolSettings(Settings):
     gpus: float = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
     batch_size: int = Field(default=16, ge=1)
+
+    @property
+    def cpus(self) -> int:
+        """Logical CPUs that one encoder claims of its node, for itself and its decoders."""
+        return 1 + self.decoders
 
 
 class FeaturizeSettings(Settings):

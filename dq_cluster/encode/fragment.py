@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dq_cluster.encode.load import Chunk, load
 from dq_cluster.encode.outputs import Encoder, Output
@@ -174,8 +175,14 @@ class FragmentEncoder:
 
 def _stream(job: Job, lanes: list[Any], expected: Any) -> Iterator[tuple[int, Chunk]]:
     """Chunks of all lanes as they come, with the number of their lane."""
+    # Beside their encoder, on CPUs that it claimed for them: loading tasks that had to find CPUs
+    # of their own could wait for ever behind the encoders of other drivers.
+    here = ray.get_runtime_context().get_node_id()
     remote = ray.remote(load).options(
-        num_cpus=1, num_returns="streaming", _generator_backpressure_num_objects=_AHEAD
+        num_cpus=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+        num_returns="streaming",
+        _generator_backpressure_num_objects=_AHEAD,
     )
     open_lanes = {remote.remote(job.source, lane, expected): n for n, lane in enumerate(lanes)}
     try:

@@ -67,7 +67,7 @@ def _receipts(job: Job, pool: PoolSettings, todo: list[int]) -> Iterator[Receipt
                 max_concurrent_calls_per_actor=_FRAGMENTS_AT_ONCE,
                 enable_true_multi_threading=True,
             ),
-            num_cpus=1,
+            num_cpus=pool.cpus,
             num_gpus=pool.gpus,
         )
         try:
@@ -90,12 +90,11 @@ def _cause(error: BaseException) -> BaseException:
 def _check_room(pool: PoolSettings) -> None:
     """An actor that finds no CPU waits for ever; say so instead."""
     found = ray.cluster_resources()
-    wanted = {"CPU": pool.encoders + 1.0, "GPU": pool.encoders * pool.gpus}
-    for kind, amount in wanted.items():
-        if found.get(kind, 0) < amount:
+    for kind, each in (("CPU", pool.cpus), ("GPU", pool.gpus)):
+        if found.get(kind, 0) < pool.encoders * each:
             raise InputError(
-                f"{pool.encoders} encoders need {amount:g} {kind}s with one CPU left to decode; "
-                f"the cluster has {found.get(kind, 0):g}: lower pool.encoders or pool.gpus"
+                f"{pool.encoders} encoders need {pool.encoders * each:g} {kind}s; the cluster "
+                f"has {found.get(kind, 0):g}: lower pool.encoders, pool.decoders or pool.gpus"
             )
 
 

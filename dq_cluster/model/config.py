@@ -7,10 +7,16 @@ from pydantic import Field, model_validator
 from dq_cluster.config import Settings
 from dq_cluster.geometry import CodeGeometry, Metric
 
-# What each objective sets unless the configuration says otherwise.
+# What an objective sets unless the configuration says otherwise.
 PRESETS: dict[str, dict[str, Any]] = {
     "semantic": {},
-    "neighbours": {"triplet_weight": 0.0, "manifold_weight": 0.0, "isometry_weight": 1.0},
+    "neighbours": {
+        "hidden": (),
+        "components": 256,
+        "triplet_weight": 0.0,
+        "manifold_weight": 0.0,
+        "isometry_weight": 1.0,
+    },
 }
 
 
@@ -23,7 +29,8 @@ class ModelSettings(Settings):
 
     objective: `semantic` gathers what belongs together on the manifold of the pile (search by
     class), `neighbours` keeps the feature's own distances (search for near-duplicates). It sets
-    defaults of the loss weights; a weight given explicitly wins.
+    defaults of the network and the loss weights; what is given explicitly wins. Views of images
+    shape the front for `semantic` only: they change the distances that `neighbours` keeps.
     """
 
     bits: int = Field(64, gt=0)

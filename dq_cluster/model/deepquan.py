@@ -58,6 +58,12 @@ class DeepQuan(nn.Module):
         widths = (kept, *settings.hidden, settings.dim)
         self.encoder = _mlp(widths)
         self.decoder = _mlp(widths[::-1])
+        if not settings.hidden:
+            # A linear network starts as the projection on the leading axes.
+            for layer in (*self.encoder, *self.decoder):
+                assert isinstance(layer, nn.Linear)
+                nn.init.eye_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     @property
     def geometry(self) -> CodeGeometry:

@@ -79,7 +79,7 @@ def start(
     """Set the linear front of a new network from the features, and pairs of views if given."""
     found = moments(features)
     kept = network.components.shape[1]
-    if views is None:
+    if views is None or network.settings.objective == "neighbours":
         mean, components = principal_components(found, kept)
     else:
         one, other = (torch.from_numpy(np.asarray(side, np.float32)) for side in views)

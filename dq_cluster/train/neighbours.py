@@ -39,7 +39,7 @@ def fit_front(network: DeepQuan, rows: TrainingRows) -> None:
     pieces, kept = rows.pieces(), network.components.shape[1]
     found = add_moments(results([_moments.remote(rows, piece) for piece in pieces]))
     mean, components = principal_components(found, kept)
-    if rows.features.viewed:
+    if rows.features.viewed and network.settings.objective == "semantic":
         pairs = add_moments(
             results([_view_moments.remote(rows, piece, found.mean) for piece in pieces])
         )

@@ -132,6 +132,22 @@ def test_an_objective_sets_weights_that_explicit_ones_override():
     assert ModelSettings(objective="neighbours", triplet_weight=2).triplet_weight == 2
 
 
+def test_views_do_not_change_what_the_neighbours_objective_keeps(features: np.ndarray):
+    settings = ModelSettings(**{**SMALL, "objective": "neighbours", "hidden": (), "epochs": 1})
+    views = features, features[::-1].copy()
+    plain, shown = (fit(features, settings, 0, views=given) for given in (None, views))
+    assert torch.equal(plain.components, shown.components)
+
+
+def test_the_neighbours_objective_keeps_the_features_inner_products(features: np.ndarray):
+    settings = ModelSettings(**{**SMALL, "objective": "neighbours", "hidden": ()})
+    network = fit(features, settings, 0)
+    x = torch.from_numpy(features)
+    with torch.no_grad():
+        target, embedding = network.standardize(x), network.embed(x)
+        assert (embedding @ embedding.T - target @ target.T).square().mean().sqrt() < 0.1
+
+
 def test_too_few_features_to_have_neighbours(features: np.ndarray):
     with pytest.raises(InputError, match="more than 50 images"):
         fit(features[:50], ModelSettings(**SMALL), seed=0)

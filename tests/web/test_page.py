@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uvicorn
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from dq_cluster.images.decode import decode_image
 from dq_cluster.serve.config import ServeSettings
@@ -71,7 +71,7 @@ def page(site: Site) -> Iterator[Page]:
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(site.url)
-        page.wait_for_function("document.getElementById('about').textContent.includes('version 1')")
+        expect(page.locator("#about")).to_contain_text("version 1", timeout=30_000)
         yield page
         browser.close()
         assert not problems
@@ -82,7 +82,7 @@ def test_an_image_finds_itself_and_its_neighbours(page: Page, site: Site) -> Non
     page.wait_for_selector("#hits li")
     assert page.locator("#hits li").count() == 12
     first = page.locator("#hits li").first
-    page.wait_for_function("document.querySelectorAll('#hits li img').length === 12")
+    expect(page.locator("#hits li img")).to_have_count(12, timeout=30_000)
     scores = [float(text) for text in page.locator("#hits li b").all_inner_texts()]
     assert scores == sorted(scores, reverse=True)
     ids = page.eval_on_selector_all("#hits li", "items => items.map(i => Number(i.dataset.id))")
@@ -91,7 +91,7 @@ def test_an_image_finds_itself_and_its_neighbours(page: Page, site: Site) -> Non
     for expected in ("version 1", "shards 4 of 4", "coverage 100 %", "search", "merge", "total"):
         assert expected in facts
     first.click()
-    page.wait_for_function("document.getElementById('query').textContent.includes('image ')")
+    expect(page.locator("#query")).to_contain_text("image ", timeout=30_000)
     assert page.input_value("#id") == str(ids[0])
 
 
@@ -104,7 +104,7 @@ def test_a_random_image_of_the_index(page: Page) -> None:
 def test_an_error_is_shown_and_nothing_else_breaks(page: Page) -> None:
     page.fill("#id", "123456")
     page.click("text=Search")
-    page.wait_for_function("document.getElementById('error').textContent.includes('no id')")
+    expect(page.locator("#error")).to_contain_text("no id", timeout=30_000)
     page.fill("#id", "5")
     page.click("text=Search")
     page.wait_for_selector("#hits li")

@@ -73,7 +73,9 @@ def demo(
     """The whole road on real pictures: train, encode, serve, query, measure, report."""
     from dq_cluster.cluster import ray_cluster
     from dq_cluster.demo.run import run_demo
+    from dq_cluster.serve.run import fast_serve
 
+    fast_serve()
     with results_only(), ray_cluster():
         found = run_demo(folder, images)
     emit(found, as_json=json)

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from dq_cluster.demo.journal import Journal
 from dq_cluster.demo.pictures import Pictures, find_pictures
 from dq_cluster.demo.queries import ask, picture_grid
@@ -86,9 +88,11 @@ def run_demo(folder: Path, images: int) -> dict[str, Any]:
 
 
 def _featurize(source: SourceSettings, output: str) -> dict[str, Any]:
-    cores = os.cpu_count() or 1
+    # Each encoder claims two CPUs, one of them for decoding; small machines declare more than
+    # they have.
+    encoders = min(os.cpu_count() or 1, int(ray.cluster_resources()["CPU"]) // 2)
     found = featurize(
-        FeaturizeSettings(source=source, output=output, pool=PoolSettings(encoders=cores))
+        FeaturizeSettings(source=source, output=output, pool=PoolSettings(encoders=encoders))
     )
     return {"rate": found["rows_per_second"], "rows": found["rows"], "rejected": found["rejected"]}
 

@@ -1,7 +1,7 @@
 """How much machine an index needs: shards, memory, and storage from images, bits, and replicas.
 
-The figures are upper bounds by design: memory per shard is what serving promises not to exceed,
-storage what encoding promises not to exceed.
+The figures are upper bounds by design: memory per shard is what serving one version promises not
+to exceed (a replica holds two while it switches), storage what encoding promises not to exceed.
 """
 
 import math

@@ -129,7 +129,7 @@ def test_train_encode_serve_twice(head: Head, features: Path, tmp_path: Path) ->
         head.submit(
             "python", "jobs/train.py", "--config", "configs/laptop/train.yaml",
             f"index={index.storage.uri}", f"features={features}", f"name=run{attempt}",
-            "model.bits=16", "model.dim=16", "model.hidden=[32]", "model.components=0",
+            "model.bits=16", "model.dim=16", "model.hidden=[32]", "model.components=16",
             "model.epochs=1", f"seed={attempt}", "gate={}",
         )  # fmt: skip
         models = list_models(index.storage)

@@ -131,7 +131,8 @@ def make_optimizer(
         optimizer,
         settings.learning_rate,
         total_steps=settings.epochs * steps_per_epoch,
-        pct_start=0.1,
+        # Not 0.1: OneCycleLR divides by pct_start * total_steps - 1, which must never be 0.
+        pct_start=0.11,
     )
     return optimizer, schedule
 

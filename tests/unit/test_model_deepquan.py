@@ -148,6 +148,12 @@ def test_the_neighbours_objective_keeps_the_features_inner_products(features: np
         assert (embedding @ embedding.T - target @ target.T).square().mean().sqrt() < 0.1
 
 
+@pytest.mark.parametrize("batch_size", [600, 60])
+def test_training_may_be_as_short_as_one_step(features: np.ndarray, batch_size: int):
+    settings = ModelSettings(**{**SMALL, "epochs": 1, "batch_size": batch_size})
+    assert torch.isfinite(fit(features, settings, 0).codebooks).all()
+
+
 def test_too_few_features_to_have_neighbours(features: np.ndarray):
     with pytest.raises(InputError, match="more than 50 images"):
         fit(features[:50], ModelSettings(**SMALL), seed=0)

@@ -92,7 +92,12 @@ def _featurize(source: SourceSettings, output: str) -> dict[str, Any]:
     # they have.
     encoders = min(os.cpu_count() or 1, int(ray.cluster_resources()["CPU"]) // 2)
     found = featurize(
-        FeaturizeSettings(source=source, output=output, pool=PoolSettings(encoders=encoders))
+        FeaturizeSettings(
+            source=source,
+            output=output,
+            view_fraction=0.5,  # training wants some 10,000 pairs of views
+            pool=PoolSettings(encoders=encoders),
+        )
     )
     return {"rate": found["rows_per_second"], "rows": found["rows"], "rejected": found["rejected"]}
 

@@ -2,7 +2,7 @@
 
 A step needs the rows of its batch and of their positives, which lie anywhere. Each node copies
 features and positives to its local disk once; its workers share the copy, and the operating
-system keeps in memory what is in use. docs/decisions/0007-training-data-by-row.md says why.
+system keeps in memory what is in use. docs/decisions/0006-training-data-by-row.md says why.
 """
 
 import fcntl

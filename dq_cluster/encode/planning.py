@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from dq_cluster.errors import ConfigError
+from dq_cluster.errors import ConfigError, NotFoundError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.sources import open_source
 from dq_cluster.index.plan import Plan, find_plan, make_plan
@@ -21,10 +21,13 @@ def continue_or_plan(
 ) -> Plan:
     """The plan of the run in folder `run`; the input is listed only once.
 
-    Raises ConfigError when the stored plan was made for another request.
+    Raises NotFoundError for a source that is not there, and ConfigError when the stored plan was
+    made for another request.
     """
     plan = find_plan(storage, run)
     if plan is None:
+        if not Storage(source.uri).exists():
+            raise NotFoundError(f"source.uri {source.uri} does not exist")
         print(f"planning {source.uri}", file=sys.stderr)
         plan = make_plan(
             storage,

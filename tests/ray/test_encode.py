@@ -260,6 +260,9 @@ def test_mistakes_are_found_before_the_work(
     source = pile(tmp_path)
     with pytest.raises(NotFoundError, match="no model 'feed'"):
         encode(settings_for(index, card, source, model="feed"))
+    absent = source.model_copy(update={"uri": f"{tmp_path}/absent"})
+    with pytest.raises(NotFoundError, match=r"source\.uri .*absent does not exist"):
+        encode(settings_for(index, card, absent))
     with pytest.raises(InputError, match="the cluster has"):
         encode(settings_for(index, card, source, pool={"encoders": 500}))
     encode(settings_for(index, card, source, run="r"))

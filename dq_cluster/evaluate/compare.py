@@ -1,40 +1,38 @@
 """DeepQuan against the classical quantizers, on identical features, split, and metrics."""
 
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import faiss
 import numpy as np
-import torch
 
 from dq_cluster.errors import InputError
-from dq_cluster.evaluate.baselines import BASELINES, Method
-from dq_cluster.evaluate.metrics import mean_average_precision, recall_at_k
+from dq_cluster.evaluate.baselines import BASELINES, SEEDLESS
+from dq_cluster.evaluate.exact import directions
+from dq_cluster.evaluate.metrics import (
+    average_precision,
+    precision_recall_curve,
+    recall_at_k,
+    relevance,
+    relevant_in,
+)
+from dq_cluster.evaluate.rows import Row
+from dq_cluster.evaluate.variants import ABLATIONS, VARIANTS, Trainer, search_codes
 from dq_cluster.model.config import ModelSettings
-from dq_cluster.model.deepquan import DeepQuan
-from dq_cluster.model.fit import embed_all, fit
 
 EXACT = "exact search"
-DEEPQUAN: dict[str, dict[str, Any]] = {
-    "DeepQuan": {},
-    "DeepQuan 4-bit": {"nbits": 4},
-    "DeepQuan neighbours": {"objective": "neighbours"},
-}
-METHODS = (EXACT, *BASELINES, *DEEPQUAN)
+METHODS = (EXACT, *BASELINES, *VARIANTS)
+SHOWN = 8  # neighbours of each query that a row remembers
+_CURVE_POINTS = 50
 
 
-class Row(NamedTuple):
-    """One method at one code length; a value per seed.
+class _Run(NamedTuple):
+    """One seed of one row: rows of the database found (q, k), and how training ended."""
 
-    bits: 0 for exact search on the features; map: mAP@k by label; recall: recall@10 of the exact
-    nearest features.
-    """
-
-    method: str
-    bits: int
-    map: tuple[float, ...]
-    recall: tuple[float, ...]
+    found: np.ndarray
+    training: Mapping[str, float] = {}
 
 
 def compare(
@@ -49,65 +47,74 @@ def compare(
     settings: ModelSettings | None = None,
     views: tuple[np.ndarray, np.ndarray] | None = None,
     k: int = 1000,
+    known: Mapping[tuple[str, int], Row] | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Search queries (q, D) among features (n, D) by every method, code length, and seed.
 
     All methods learn from `features` alone, without labels, and search the features centred and
-    scaled to unit length; DeepQuan does both itself, with `settings` and `views` as in `fit`.
-    Rows come per method in the order asked for; on_row gets each as soon as it is known.
+    scaled to unit length; DeepQuan does both itself, with `settings` and `views` as in
+    `prepare`. Methods that draw nothing at random run once, whatever the seeds.
+    Rows come per method in the order asked for. `known` rows, by method and bits, are taken as
+    they are; on_row gets each of the others as soon as it is measured.
     Raises InputError for an unknown method or fewer than k features.
     """
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise InputError(f"unknown methods {', '.join(unknown)}; known: {', '.join(METHODS)}")
+    if unknown := [name for name in methods if name not in (*METHODS, *ABLATIONS)]:
+        raise InputError(
+            f"unknown methods {', '.join(unknown)}; known: {', '.join((*METHODS, *ABLATIONS))}"
+        )
     if len(features) < k:
         raise InputError(f"mAP@{k} needs {k} features to search, found {len(features)}")
     # Equal distances are told apart by row: files sorted by class would make ties a hint.
     order = np.random.default_rng(0).permutation(len(features))
     features, labels = features[order], labels[order]
-    database, searched = _standardized(features, features), _standardized(features, queries)
+    mean = features.mean(0, dtype=np.float64)
+    database, searched = directions(features, mean), directions(queries, mean)
     exact = faiss.knn(searched, database, k, metric=faiss.METRIC_INNER_PRODUCT)[1]
-    settings = settings or ModelSettings()
+    trainer = Trainer(features, settings or ModelSettings(), views)
+    total = relevant_in(query_labels, labels)
 
-    def measured(name: str, length: int, found: Sequence[np.ndarray]) -> Row:
-        row = Row(
-            name,
-            length,
-            tuple(mean_average_precision(f, query_labels, labels, k) for f in found),
-            tuple(recall_at_k(f, exact) for f in found),
+    def run(name: str, length: int, seed: int) -> _Run:
+        if name == EXACT:
+            return _Run(exact)
+        if name in BASELINES:
+            return _Run(BASELINES[name](database, searched, length, k, seed))
+        network, training = trainer.train({**VARIANTS, **ABLATIONS}[name], length, seed)
+        return _Run(search_codes(network, features, queries, k), training)
+
+    def measured(name: str, length: int) -> Row:
+        began = time.monotonic()
+        once = name == EXACT or name in SEEDLESS
+        runs = [run(name, length, seed) for seed in (seeds[:1] if once else seeds)]
+        relevant = [relevance(found, query_labels, labels) for found, _ in runs]
+        precisions = [average_precision(hits, k) for hits in relevant]
+        return Row(
+            method=name,
+            bits=length,
+            map=[float(ap.mean()) for ap in precisions],
+            recall=[recall_at_k(found, exact) for found, _ in runs],
+            training={
+                figure: [training[figure] for _, training in runs]
+                for figure in ("variance", "perplexity")
+                if figure in runs[0].training
+            },
+            curve=_curve(relevant, total, k),
+            ap=precisions[0].round(5).tolist(),
+            first=order[runs[0].found[:, :SHOWN]].tolist(),
+            seconds=round(time.monotonic() - began, 1),
         )
-        if on_row is not None:
-            on_row(row)
-        return row
 
+    known = known or {}
     rows = []
     for name in methods:
-        if name == EXACT:
-            rows.append(measured(name, 0, [exact]))
-            continue
-        for length in bits:
-            if name in BASELINES:
-                method, data, asked = BASELINES[name], database, searched
-            else:
-                chosen = settings.model_dump(exclude_unset=True) | DEEPQUAN[name]
-                method = _deepquan(ModelSettings(**{**chosen, "bits": length}), views)
-                data, asked = features, queries
-            rows.append(measured(name, length, [method(data, asked, length, k, s) for s in seeds]))
+        for length in (0,) if name == EXACT else bits:
+            row = known.get((name, length))
+            if row is None:
+                row = measured(name, length)
+                if on_row is not None:
+                    on_row(row)
+            rows.append(row)
     return rows
-
-
-def search_codes(
-    network: DeepQuan, features: np.ndarray, queries: np.ndarray, k: int
-) -> np.ndarray:
-    """Rows (q, k) of the features whose codes are nearest to the queries' embeddings."""
-    geometry = network.geometry
-    metric = faiss.METRIC_INNER_PRODUCT if geometry.metric == "ip" else faiss.METRIC_L2
-    index = faiss.IndexPQ(geometry.dim, geometry.m, geometry.nbits, metric)
-    faiss.copy_array_to_vector(network.codebooks.numpy().ravel(), index.pq.centroids)
-    index.is_trained = True
-    for block in np.array_split(features, -(-len(features) // 8192)):
-        index.add(_embedded(network, block))
-    return index.search(_embedded(network, queries), k)[1]
 
 
 def to_markdown(rows: Sequence[Row], k: int = 1000) -> str:
@@ -129,19 +136,9 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
-def _standardized(features: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    centred = wanted.astype(np.float32) - features.mean(0, dtype=np.float64).astype(np.float32)
-    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-
-
-def _deepquan(settings: ModelSettings, views: tuple[np.ndarray, np.ndarray] | None) -> Method:
-    def method(
-        database: np.ndarray, queries: np.ndarray, bits: int, k: int, seed: int
-    ) -> np.ndarray:
-        return search_codes(fit(database, settings, seed, views=views), database, queries, k)
-
-    return method
-
-
-def _embedded(network: DeepQuan, features: np.ndarray) -> np.ndarray:
-    return embed_all(network, torch.from_numpy(features.astype(np.float32))).numpy()
+def _curve(relevant: Sequence[np.ndarray], total: np.ndarray, k: int) -> list[tuple[float, float]]:
+    """(recall, precision) after ranks spread evenly over the orders of magnitude up to k."""
+    ranks = np.unique(np.geomspace(1, k, _CURVE_POINTS).round().astype(int)) - 1
+    curves = [precision_recall_curve(hits[:, :k], total) for hits in relevant]
+    precision, recall = (np.mean(side, 0)[ranks].round(5) for side in zip(*curves, strict=True))
+    return list(zip(recall.tolist(), precision.tolist(), strict=True))

@@ -3,15 +3,17 @@
 import io
 import logging
 import statistics
+import time
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from dq_cluster.errors import InputError
-from dq_cluster.evaluate.compare import EXACT, METHODS, Row, compare, to_markdown
+from dq_cluster.evaluate.compare import EXACT, METHODS, compare, to_markdown
 from dq_cluster.evaluate.config import CompareSettings
 from dq_cluster.evaluate.report import Report
+from dq_cluster.evaluate.rows import Row, RowFiles
 from dq_cluster.images.features import open_features
 from dq_cluster.storage import Storage
 
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 def run_comparison(settings: CompareSettings) -> dict[str, Any]:
     """Compare the methods on the features that `settings` names; write the report if asked for.
 
+    With a report, every row is kept in its folder as soon as it is measured, and a repeated
+    command measures only the rows that are missing.
     Raises InputError for features without labels or an unknown method.
     """
     database, queries = open_features(settings.database), open_features(settings.queries)
@@ -31,6 +35,17 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
     if database.viewed:
         chosen, others = database.views(0, database.rows)
         views = features[chosen], others.astype(np.float32)
+    inputs = settings.model_dump(exclude={"methods", "bits", "report"}) | {
+        "fingerprints": (database.fingerprint, queries.fingerprint)
+    }
+    files = None if settings.report is None else RowFiles(Storage(settings.report), inputs)
+    began = time.monotonic()
+
+    def on_row(row: Row) -> None:
+        if files is not None:
+            files.write(row)
+        log.info("%s, %.0f s since the start", _line(row, settings.k), time.monotonic() - began)
+
     asked = np.random.default_rng(0).permutation(queries.rows)[: settings.max_queries]
     rows = compare(
         features,
@@ -43,7 +58,8 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
         settings=settings.model,
         views=views,
         k=settings.k,
-        on_row=lambda row: log.info("%s", _line(row, settings.k)),
+        known=files.read() if files is not None else None,
+        on_row=on_row,
     )
     table = [_line(row, settings.k) for row in rows]
     if settings.report is not None:
@@ -70,6 +86,7 @@ def _line(row: Row, k: int) -> dict[str, Any]:
     for name, values in ((f"mAP@{k}", row.map), ("recall@10", row.recall)):
         line[name] = round(statistics.mean(values), 4)
         line[f"{name} sd"] = round(statistics.stdev(values), 4) if len(values) > 1 else 0.0
+    line |= {"seconds": row.seconds}
     return line
 
 

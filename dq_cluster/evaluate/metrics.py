@@ -1,6 +1,7 @@
 """Retrieval metrics over ranked lists, as the literature on learned codes computes them."""
 
 import numpy as np
+import pandas as pd
 
 from dq_cluster.errors import InputError
 
@@ -16,6 +17,14 @@ def relevance(neighbours: np.ndarray, query_labels: np.ndarray, labels: np.ndarr
     if labels.ndim == 1:
         return (retrieved == query_labels[:, None]) & found
     return (retrieved & query_labels[:, None, :]).any(2) & found
+
+
+def relevant_in(query_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many items of the database share each query's label: (q,) int. Labels as above."""
+    if labels.ndim == 1:
+        counts = pd.Series(labels).value_counts()
+        return counts.reindex(query_labels, fill_value=0).to_numpy()
+    return (query_labels.astype(np.float32) @ labels.astype(np.float32).T > 0).sum(1)
 
 
 def average_precision(relevant: np.ndarray, k: int) -> np.ndarray:

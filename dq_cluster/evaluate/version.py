@@ -10,6 +10,7 @@ import torch
 
 from dq_cluster.errors import InputError
 from dq_cluster.evaluate.config import EvaluateSettings
+from dq_cluster.evaluate.exact import directions
 from dq_cluster.evaluate.metrics import mean_average_precision, recall_at_k
 from dq_cluster.images.features import FeatureSet, open_features
 from dq_cluster.index.catalog import Index
@@ -62,21 +63,16 @@ def _exact_search(
 ) -> np.ndarray:
     """Rows (n, k) of the database nearest to the queries by cosine of the centred features."""
     mean = network.mean.numpy()
-    wanted = _unit(queries - mean)
+    wanted = directions(queries, mean)
     best: list[tuple[np.ndarray, np.ndarray]] = []
     for start in range(0, database.rows, _BLOCK):
-        block = database.read(start, min(start + _BLOCK, database.rows)).astype(np.float32)
+        block = database.read(start, min(start + _BLOCK, database.rows))
         scores, rows = faiss.knn(
-            wanted, _unit(block - mean), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT
+            wanted, directions(block, mean), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT
         )
         scores, rows, _ = merge([*best, (scores, rows + start)], k)
         best = [(scores, rows)]
     return best[0][1]
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(length, np.finfo(np.float32).tiny)
 
 
 def _found_rows(

@@ -5,6 +5,7 @@ and Lloyd steps with the network fixed.
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,40 @@ from dq_cluster.model.step import Batch, training_loss
 # Rotation and words are found from nothing; later epochs only follow the network.
 _FIRST_ROUNDS = 10
 
+# The settings that `prepare` depends on.
+PREPARED_BY = ("objective", "components", "neighbours")
+
 OnEpoch = Callable[[int, dict[str, float]], None]
+
+
+class Prepared(NamedTuple):
+    """What training needs besides the features: the linear front, `mean` (D,) and `components`
+    (D, kept), and every image's positives. Seeds and code lengths share it."""
+
+    mean: Tensor
+    components: Tensor
+    positives: Positives
+
+
+def prepare(
+    features: np.ndarray,
+    settings: ModelSettings,
+    views: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Prepared:
+    """Find the front and the positives of features (n, D) held in memory.
+
+    views: the features (s, D) of some of the images, and those of another view of each (s, D).
+    Of the settings only `PREPARED_BY` matter. Raises InputError for too few features.
+    """
+    if features.ndim != 2 or len(features) <= settings.neighbours:
+        raise InputError(
+            f"training needs features (n, D) of more than {settings.neighbours} images, "
+            f"found {features.shape}"
+        )
+    data = torch.from_numpy(np.asarray(features, np.float32))
+    network = DeepQuan(settings, data.shape[1])
+    start(network, data, views)
+    return Prepared(network.mean, network.components, find_positives(network, data))
 
 
 def fit(
@@ -35,25 +69,22 @@ def fit(
     settings: ModelSettings,
     seed: int,
     on_epoch: OnEpoch | None = None,
-    views: tuple[np.ndarray, np.ndarray] | None = None,
+    prepared: Prepared | None = None,
 ) -> DeepQuan:
     """Train on features (n, D) held in memory. Equal arguments give equal networks.
 
-    views: the features (s, D) of some of the images, and those of another view of each (s, D).
-    on_epoch(epoch, summary) is called after every epoch with the mean of each loss term,
-    `variance` (of the embedding, summed over dimensions) and `perplexity` (mean number of words
-    in use per sub-space).
+    prepared: of the same features and settings, and of views if there are any; default:
+    `prepare` without views. on_epoch(epoch, summary) is called after every epoch with the mean
+    of each loss term, `variance` (of the embedding, summed over dimensions) and `perplexity`
+    (mean number of words in use per sub-space).
     """
-    if features.ndim != 2 or len(features) <= settings.neighbours:
-        raise InputError(
-            f"training needs features (n, D) of more than {settings.neighbours} images, "
-            f"found {features.shape}"
-        )
+    prepared = prepared or prepare(features, settings)
     torch.manual_seed(seed)
     data = torch.from_numpy(np.asarray(features, np.float32))
     network = DeepQuan(settings, data.shape[1])
-    start(network, data, views)
-    positives = find_positives(network, data)
+    network.mean.copy_(prepared.mean)
+    network.components.copy_(prepared.components)
+    positives = prepared.positives
     optimizer, schedule = make_optimizer(network, settings, -(-len(data) // settings.batch_size))
     for epoch in range(settings.epochs):
         network.train()

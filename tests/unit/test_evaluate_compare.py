@@ -9,8 +9,9 @@ from dq_cluster.evaluate.baselines.hashing import (
     kmeans_hashing,
     spectral_hashing,
 )
-from dq_cluster.evaluate.compare import METHODS, compare, search_codes, to_markdown
+from dq_cluster.evaluate.compare import METHODS, compare, to_markdown
 from dq_cluster.evaluate.metrics import mean_average_precision
+from dq_cluster.evaluate.variants import search_codes
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.fit import fit
 from dq_cluster.model.quantizer import decode, unpack

@@ -41,6 +41,28 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "<svg" in (report / "report.html").read_text()
 
 
+def test_a_repeated_comparison_measures_only_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = write_features(tmp_path / "d.parquet", 300)
+
+    def measured(*overrides: str) -> list[str]:
+        arguments = [
+            "evaluate", "--compare", f"database={database}", f"queries={database}", "k=50",
+            "seeds=[0]", f"report={tmp_path / 'report'}", *overrides,
+        ]  # fmt: skip
+        assert run(arguments) == 0
+        lines = capsys.readouterr().err.splitlines()
+        return [line.split("'")[3] for line in lines if "'method'" in line]
+
+    assert measured("methods=[PQ]", "bits=[16]") == ["PQ"]
+    assert measured("methods=[PQ,LSH]", "bits=[16]") == ["LSH"]
+    assert measured("methods=[PQ,LSH]", "bits=[16,32]") == ["PQ", "LSH"]
+    assert measured("methods=[PQ]", "bits=[16]", "seeds=[1]") == ["PQ"]
+    write_features(tmp_path / "d.parquet", 300, seed=5)
+    assert measured("methods=[PQ]", "bits=[16]") == ["PQ"]
+
+
 @pytest.mark.parametrize(
     ("labelled", "override", "message"),
     [

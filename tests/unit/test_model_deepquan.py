@@ -10,7 +10,7 @@ from dq_cluster.errors import ConfigError, InputError, IntegrityError
 from dq_cluster.model.bundle import load_model, save_model
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
-from dq_cluster.model.fit import embed_all, fit, start
+from dq_cluster.model.fit import embed_all, fit, prepare, start
 from dq_cluster.storage import Storage
 
 SMALL = {"dim": 16, "bits": 32, "hidden": (32,), "components": 24, "batch_size": 128, "epochs": 8}
@@ -46,6 +46,13 @@ def test_encode_is_what_faiss_computes_from_the_embedding(features: np.ndarray, 
 
 def test_equal_arguments_give_equal_networks(features: np.ndarray, network: DeepQuan):
     again = fit(features, ModelSettings(**SMALL), seed=1)
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, atol=0, rtol=0, msg=name)
+
+
+def test_seeds_and_code_lengths_share_what_is_prepared(features: np.ndarray, network: DeepQuan):
+    prepared = prepare(features, ModelSettings(**{**SMALL, "bits": 64, "nbits": 4, "epochs": 1}))
+    again = fit(features, ModelSettings(**SMALL), seed=1, prepared=prepared)
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, atol=0, rtol=0, msg=name)
 
@@ -135,7 +142,7 @@ def test_an_objective_sets_weights_that_explicit_ones_override():
 def test_views_do_not_change_what_the_neighbours_objective_keeps(features: np.ndarray):
     settings = ModelSettings(**{**SMALL, "objective": "neighbours", "hidden": (), "epochs": 1})
     views = features, features[::-1].copy()
-    plain, shown = (fit(features, settings, 0, views=given) for given in (None, views))
+    plain, shown = (prepare(features, settings, given) for given in (None, views))
     assert torch.equal(plain.components, shown.components)
 
 

@@ -67,6 +67,7 @@ def _reduced(dim: int) -> str:
 
 BASELINES: dict[str, Method] = {
     "PQ": _faiss(lambda d, bits: f"{_padded(d, bits // 8)}PQ{bits // 8}"),
+    "PQ 4-bit": _faiss(lambda d, bits: f"{_padded(d, bits // 4)}PQ{bits // 4}x4"),
     "PCA+PQ": _faiss(lambda d, bits: f"{_reduced(d)}PQ{bits // 8}"),
     "OPQ": _faiss(lambda d, bits: f"OPQ{bits // 8}_{min(d, _REDUCED)},PQ{bits // 8}"),
     "RQ": _faiss(lambda d, bits: f"{_reduced(d)}RQ{bits // 8}x8"),
@@ -77,3 +78,5 @@ BASELINES: dict[str, Method] = {
     "anchor-graph hashing": _hamming(anchor_graph_hashing),
     "k-means hashing": _hamming(kmeans_hashing),
 }
+# These draw nothing at random: one run stands for all seeds.
+SEEDLESS = ("spectral hashing", "k-means hashing")

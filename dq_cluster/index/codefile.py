@@ -6,7 +6,7 @@ the model digest and the geometry, because codes without their codebook are nois
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from dq_cluster.storage import Storage
 RESERVED = ("id", "code", "cell")
 _MODEL, _GEOMETRY = b"dq.model", b"dq.geometry"
 _ID_TYPES = (pa.int64(), pa.string())
+_BATCH_ROWS = 1 << 16  # a batch of codes stays in a processor's cache until it is copied
 
 
 def code_table(
@@ -138,16 +139,13 @@ def open_code_file(
 
 def read_codes(
     file: pq.ParquetFile, geometry: CodeGeometry
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Codes (rows, code_size) uint8 and, for an IVF geometry, cells (rows,) int32."""
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Batches of consecutive rows: codes (n, code_size) uint8, for an IVF geometry cells (n,)."""
     names = ["code", "cell"] if geometry.nlist else ["code"]
-    table = file.read(columns=names)
-    codes = np.concatenate(
-        [code_matrix(c, geometry) for c in table.column("code").chunks]
-        or [np.empty((0, geometry.code_size), np.uint8)]
-    )
-    cells = table.column("cell").to_numpy() if geometry.nlist else None
-    return codes, cells
+    # Threads would decode one column, in one row group: the callers read several files instead.
+    for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
+        cells = batch.column("cell").to_numpy() if geometry.nlist else None
+        yield code_matrix(batch.column("code"), geometry), cells
 
 
 def code_matrix(chunk: pa.FixedSizeBinaryArray, geometry: CodeGeometry) -> np.ndarray:

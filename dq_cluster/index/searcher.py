@@ -98,15 +98,19 @@ class Searcher:
 
         def fill(number: int) -> None:
             entry = shard.files[number]
-            live = starts[number : number + 2] - before[number : number + 2]
+            place, row = starts[number] - before[number], 0
             dead = deleted[before[number] : before[number + 1]] - starts[number]
             with open_code_file(
                 index.storage, entry, model=manifest.model, geometry=geometry
             ) as file:
-                stored, found = read_codes(file, geometry)
-            codes[slice(*live)] = np.delete(stored, dead, 0) if len(dead) else stored
-            if found is not None:
-                cells[slice(*live)] = np.delete(found, dead)
+                for stored, found in read_codes(file, geometry):
+                    here = dead[slice(*np.searchsorted(dead, (row, row + len(stored))))] - row
+                    row += len(stored)
+                    live = slice(place, place + len(stored) - len(here))
+                    codes[live] = np.delete(stored, here, 0) if len(here) else stored
+                    if found is not None:
+                        cells[live] = np.delete(found, here)
+                    place = live.stop
 
         with ThreadPoolExecutor(_READERS) as pool:
             list(pool.map(fill, range(len(shard.files))))

@@ -65,6 +65,8 @@ class LoadedShard:
         self.shard = shard
         self.searcher = Searcher.load(index, manifest, shard)
         self.rows = Rows.load(index, manifest, shard)
+        # What reading took comes back no more until the next version.
+        pa.default_memory_pool().release_unused()
 
     def search(self, query: ShardQuery) -> ShardAnswer:
         """The best `k` of this shard for every embedding. Raises InputError."""

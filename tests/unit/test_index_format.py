@@ -66,7 +66,7 @@ class TestCodeFiles:
         assert entry.stats["id"].max == 999
         assert entry.stats["label"].min == "a"
         with open_code_file(storage, entry, model="m", geometry=GEOMETRY) as file:
-            read, cells = read_codes(file, GEOMETRY)
+            ((read, cells),) = read_codes(file, GEOMETRY)
         assert cells is None
         np.testing.assert_array_equal(read, codes)
         plain = pq.read_table(storage.path(entry.path))
@@ -85,7 +85,7 @@ class TestCodeFiles:
         table = code_table(pa.array([f"{i}" for i in range(6)]), codes, IVF, cells=cells)
         entry = write_code_file(storage, "p.parquet", table, model="m", geometry=IVF)
         with open_code_file(storage, entry, model="m", geometry=IVF) as file:
-            read, read_cells = read_codes(file, IVF)
+            ((read, read_cells),) = read_codes(file, IVF)
         assert read_cells is not None
         assert read_cells.tolist() == [0, 0, 1, 1, 2, 2]
         np.testing.assert_array_equal(read, codes[[1, 3, 2, 5, 0, 4]])

@@ -211,8 +211,9 @@ def test_wrong_questions_are_refused() -> None:
 @pytest.mark.parametrize("nbits", [4, 8])
 @pytest.mark.parametrize("nlist", [0, 4])
 def test_deleted_rows_are_gone_and_ordinals_stay(
-    tmp_path: object, nbits: Literal[4, 8], nlist: int
+    tmp_path: object, nbits: Literal[4, 8], nlist: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("dq_cluster.index.codefile._BATCH_ROWS", 64)  # several to a file
     index, before, vectors = make_index(str(tmp_path), rows=700, nbits=nbits, nlist=nlist)
     whole = Searcher.load(index, before)
     gone = [0, 1, 5, 99, 100, 350, 698, 699]

@@ -1,12 +1,11 @@
 """One shard in one process: codes in a faiss index, searched exactly.
 
-faiss finds quickly which codes are near. Which of them win is decided by one definition that no
-instruction set, batch size, or sharding changes: the score of a code is the inner product with
-its reconstruction, or minus the squared distance to it, in double precision, rounded to float32;
-equal scores go by ordinal. faiss' own scores differ from it by float rounding and, for 4-bit
-fast-scan, by the quantization of its look-up tables (André et al., "Quicker ADC", 2019). Both
-errors are bounded, so a search goes deeper until no code outside of what faiss returned can
-still win. That makes merged shards equal to one index, and spares fast-scan its loss.
+faiss finds quickly which codes are near. Which of them win is decided by the exact score of a
+code (see `index.scores`); equal scores go by ordinal. faiss' own scores differ from it by float
+rounding and, for 4-bit fast-scan, by the quantization of its look-up tables (André et al.,
+"Quicker ADC", 2019). Both errors are bounded, so a search goes deeper until no code outside of
+what faiss returned can still win. That makes merged shards equal to one index, and spares
+fast-scan its loss.
 """
 
 import tempfile
@@ -23,11 +22,11 @@ from dq_cluster.index.codefile import open_code_file, read_codes
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.merge import MISSING, best
 from dq_cluster.index.models import read_card, read_tensors
+from dq_cluster.index.scores import ExactScores, Words
 from dq_cluster.index.shards import Shard, plan_shards
 from dq_cluster.index.tombstones import deleted_ordinals
 
 _READERS = 4
-_BLOCK = 1 << 22  # doubles held at once while scoring
 _ROUNDING = 1e-5  # of the largest possible score: generous for float32 sums of 256 terms
 
 
@@ -54,6 +53,7 @@ class Searcher:
     ) -> None:
         self.geometry = geometry
         self.codebooks = codebooks
+        self.words = Words(codebooks, geometry)
         self.base = base
         self.simd = faiss_index.choose_simd(codebooks, geometry)
         self.codes = codes
@@ -153,27 +153,29 @@ class Searcher:
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ordinals = np.full((len(queries), k), MISSING, np.int64)
         index, codes, kept, parameters = self._selection(keep, nprobe)
-        slack = self._slack(queries)
         pending = np.arange(len(queries) if len(codes) else 0)
         depth = 2 * k + 16 if self.geometry.nbits == 4 else k + 8
         while pending.size:
             depth = min(depth, len(codes))
-            found, labels = index.search(queries[pending], depth, params=parameters)
+            asked = queries[pending]
+            found, labels = index.search(asked, depth, params=parameters)
             if depth == len(codes) and not self.geometry.nlist:
                 # Fast-scan leaves out codes of the lowest inner product that it can express.
                 labels = np.tile(np.arange(depth), (len(pending), 1))
             worst = found[:, -1] if self.geometry.metric == "ip" else -found[:, -1]
-            exact = self._scores(queries[pending], codes, labels)
-            order = best(exact, labels, k)
-            exact = np.take_along_axis(exact, order, axis=1)
-            labels_best = np.take_along_axis(labels, order, axis=1)
+            exact = ExactScores(asked, self.words)
+            slack = self._slack(asked, exact)
+            scored = np.where(labels == MISSING, np.float32(-np.inf), exact.of(codes, labels))
+            order = best(scored, labels, k)
+            scored = np.take_along_axis(scored, order, axis=1)
+            winners = np.take_along_axis(labels, order, axis=1)
             short = labels[:, -1] == MISSING
             everything = (short & (self.geometry.nlist > 0)) | (depth == len(codes))
-            done = everything | (~short & (worst + slack[pending] < exact[:, -1]))
-            rows = labels_best[done]
+            done = everything | (~short & (worst + slack < scored[:, -1]))
+            rows = winners[done]
             places = rows if kept is None else kept[rows]
             places = self.base + places + np.searchsorted(self._skips, places, side="right")
-            scores[pending[done], : rows.shape[1]] = exact[done]
+            scores[pending[done], : rows.shape[1]] = scored[done]
             ordinals[pending[done], : rows.shape[1]] = np.where(rows == MISSING, MISSING, places)
             pending = pending[~done]
             depth *= 4
@@ -183,35 +185,16 @@ class Searcher:
         """What the code of a row stands for: (dim,) float32."""
         row = ordinal - self.base
         code = self.codes[row - np.searchsorted(self._deleted, row)]
-        return reconstruct(code, self.codebooks, self.geometry).astype(np.float32)
+        return self.words.of(code).astype(np.float32)
 
-    def _scores(self, queries: np.ndarray, codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Scores (n, k) float32 of the rows `labels` (n, k) of `codes`; -inf for missing ones."""
-        scores = np.empty(labels.size, np.float32)
-        rows = labels.ravel()
-        asked = np.repeat(np.arange(len(queries)), labels.shape[1])
-        step = max(1, _BLOCK // self.geometry.dim)
-        for part in (slice(start, start + step) for start in range(0, labels.size, step)):
-            words = reconstruct(codes[rows[part]], self.codebooks, self.geometry)
-            query = queries[asked[part]].astype(np.float64)
-            if self.geometry.metric == "ip":
-                scores[part] = (query * words).sum(axis=1)
-            else:
-                scores[part] = 0 - np.square(query - words).sum(axis=1)
-        return np.where(labels == MISSING, np.float32(-np.inf), scores.reshape(labels.shape))
-
-    def _slack(self, queries: np.ndarray) -> np.ndarray:
+    def _slack(self, queries: np.ndarray, exact: ExactScores) -> np.ndarray:
         """By how much (n,) faiss may rate a code below its score, at most."""
-        words = self.codebooks.astype(np.float64)
-        longest = np.sqrt(np.square(words).sum(axis=2).max(axis=1).sum())
         length = np.linalg.norm(queries.astype(np.float64), axis=1)
-        slack = _ROUNDING * (length + longest) ** 2
+        slack = _ROUNDING * (length + self.words.longest) ** 2
         if self.geometry.nbits == 4 and not self.geometry.nlist:
             # Fast-scan rounds its tables to 255 steps over the span of the widest one: each of
             # the m terms is off by at most half a step.
-            parts = queries.reshape(len(queries), self.geometry.m, 1, self.geometry.dsub)
-            terms = parts * words if self.geometry.metric == "ip" else np.square(parts - words)
-            slack = slack + np.ptp(terms.sum(axis=3), axis=2).max(axis=1) * self.geometry.m / 510
+            slack += np.ptp(exact.tables, axis=0).max(axis=1) * self.geometry.m / 510
         return slack
 
     def _selection(
@@ -233,14 +216,6 @@ class Searcher:
         kept = np.flatnonzero(keep)
         codes = self.codes[kept]
         return faiss_index.flat(codes, self.codebooks, self.geometry), codes, kept, None
-
-
-def reconstruct(codes: np.ndarray, codebooks: np.ndarray, geometry: CodeGeometry) -> np.ndarray:
-    """The vectors (…, dim) float64 that packed codes (…, code_size) uint8 stand for."""
-    if geometry.nbits == 4:
-        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:-1], geometry.m)
-    words = codebooks[np.arange(geometry.m), codes]
-    return words.reshape(*codes.shape[:-1], geometry.dim).astype(np.float64)
 
 
 def _mapped(rows: int, width: int) -> np.ndarray:

@@ -14,7 +14,8 @@ from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index import faiss_index
 from dq_cluster.index.merge import merge
 from dq_cluster.index.rows import Rows
-from dq_cluster.index.searcher import Searcher, reconstruct
+from dq_cluster.index.scores import ExactScores, Words
+from dq_cluster.index.searcher import Searcher
 from dq_cluster.index.shards import plan_shards
 from dq_cluster.index.tombstones import delete_ids
 from tests.support import encode, make_index, make_vectors
@@ -59,10 +60,11 @@ def brute_force(
     queries: np.ndarray, codes: np.ndarray, tensors: dict[str, np.ndarray], geometry: CodeGeometry
 ) -> tuple[np.ndarray, np.ndarray]:
     """All rows in order: the definition, computed without faiss."""
-    words = reconstruct(codes, tensors["codebooks"], geometry)[None]
+    words = Words(tensors["codebooks"], geometry).of(codes)[None]
     query = queries[:, None].astype(np.float64)
-    exact = (query * words).sum(2) if geometry.metric == "ip" else -((query - words) ** 2).sum(2)
-    exact = exact.astype(np.float32)
+    terms = query * words if geometry.metric == "ip" else -np.square(query - words)
+    parts = terms.reshape(len(queries), len(codes), geometry.m, geometry.dsub)
+    exact = (parts.sum(3).sum(2) + 0).astype(np.float32)
     order = np.argsort(-exact, axis=1, kind="stable")
     return np.take_along_axis(exact, order, axis=1), order
 
@@ -99,6 +101,28 @@ def test_merged_shards_equal_one_index_and_the_definition(name: str, data: st.Da
     np.testing.assert_array_equal(scores[:, :found], wanted_scores[:, :found])
     assert (ordinals[:, found:] == -1).all()
     assert np.isneginf(scores[:, found:]).all()
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("nbits", [4, 8])
+def test_a_score_does_not_depend_on_what_is_scored_beside_it(
+    nbits: Literal[4, 8], metric: Literal["l2", "ip"]
+) -> None:
+    geometry = CodeGeometry(dim=96, m=24, nbits=nbits, metric=metric)
+    words = Words(tensors_of(geometry)["codebooks"], geometry)
+    rng = np.random.default_rng(4)
+    codes = rng.integers(0, 256, (5000, geometry.code_size), dtype=np.uint8)
+    queries = rng.normal(size=(17, geometry.dim)).astype(np.float32)
+    rows = rng.integers(0, 5000, (17, 5000))  # more than are scored in one piece
+    scores = ExactScores(queries, words).of(codes, rows)
+    for query, place in [(0, 0), (3, 4999), (16, 2501)]:
+        alone = ExactScores(queries[query : query + 1], words)
+        np.testing.assert_array_equal(
+            alone.of(codes, rows[query : query + 1, place : place + 1])[0, 0], scores[query, place]
+        )
+    plain = words.of(codes[rows[0]])
+    wanted = plain @ queries[0] if metric == "ip" else -np.square(queries[0] - plain).sum(1)
+    np.testing.assert_allclose(scores[0], wanted, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("level", ["NONE", "AVX2", "AVX512"])

@@ -38,7 +38,8 @@ class FeatureSet:
     """Parquet files with a `feature` column. Cheap to pickle: it holds no features.
 
     labelled: there is a `label` column with one class per row. viewed: there is a `view` column,
-    the feature of another view of the image, null for most.
+    the feature of another view of the image, null for most. located: there is a `uri` column,
+    where each image lies.
     preprocessing: how the job that wrote the files made a feature out of an image.
     fingerprint: changes when a file is added, removed, or rewritten.
     """
@@ -49,6 +50,7 @@ class FeatureSet:
     dtype: str
     labelled: bool
     viewed: bool
+    located: bool
     preprocessing: dict[str, Any]
     fingerprint: str
 
@@ -85,6 +87,10 @@ class FeatureSet:
     def ids(self, start: int, stop: int) -> np.ndarray:
         """The `id` column of the ordinals [start, stop): int64, or strings as objects."""
         return self._values("id", start, stop)
+
+    def uris(self, start: int, stop: int) -> np.ndarray:
+        """The `uri` column of the ordinals [start, stop): strings as objects."""
+        return self._values("uri", start, stop)
 
     def _values(self, name: str, start: int, stop: int) -> np.ndarray:
         pieces = [
@@ -153,7 +159,7 @@ def open_features(uri: str) -> FeatureSet:
                 "its features or in how they were made; train on features of one featurize job"
             )
     stamp = [(info.path, info.size, info.modified.timestamp()) for info in found]
-    dim, dtype, labelled, viewed, preprocessing = shapes[0]
+    dim, dtype, labelled, viewed, located, preprocessing = shapes[0]
     return FeatureSet(
         storage=storage,
         files=tuple(files),
@@ -161,6 +167,7 @@ def open_features(uri: str) -> FeatureSet:
         dtype=dtype,
         labelled=labelled,
         viewed=viewed,
+        located=located,
         preprocessing=preprocessing,
         fingerprint=hashlib.sha256(json.dumps(stamp).encode()).hexdigest(),
     )
@@ -189,8 +196,8 @@ def _footer(storage: Storage, name: str) -> pq.FileMetaData:
 
 def _shape(
     storage: Storage, name: str, footer: pq.FileMetaData
-) -> tuple[int, str, bool, bool, dict[str, Any]]:
-    """Dimension, type, presence of labels and of views, and preprocessing that a file promises."""
+) -> tuple[int, str, bool, bool, bool, dict[str, Any]]:
+    """Dimension, type, presence of labels, views, and URIs, and preprocessing a file promises."""
     where = f"{storage.uri}/{name}"
     schema = footer.schema.to_arrow_schema()
     if "feature" not in schema.names:
@@ -210,4 +217,5 @@ def _shape(
     dtype = np.dtype(kind.value_type.to_pandas_dtype()).name
     labelled = "label" in schema.names and not pa.types.is_nested(schema.field("label").type)
     viewed = "view" in schema.names and schema.field("view").type == kind
-    return kind.list_size, dtype, labelled, viewed, preprocessing
+    located = "uri" in schema.names and pa.types.is_string(schema.field("uri").type)
+    return kind.list_size, dtype, labelled, viewed, located, preprocessing

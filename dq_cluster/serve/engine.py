@@ -13,6 +13,7 @@ import numpy as np
 
 from dq_cluster.errors import InputError, NotFoundError
 from dq_cluster.images.config import ImageLimits
+from dq_cluster.images.thumbnail import thumbnail
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.filters import Filter, parse_filter
 from dq_cluster.index.manifest import Manifest
@@ -35,7 +36,6 @@ from dq_cluster.serve.fanout import Failure, Fanout
 from dq_cluster.serve.hits import merge_hits
 from dq_cluster.serve.policy import coverage
 from dq_cluster.serve.shard import Item, ShardQuery
-from dq_cluster.serve.thumbnail import thumbnail
 
 Call = Callable[[int, str, Any], Awaitable[Any]]
 """call(shard, method, argument): `search` a ShardQuery, or `find` a (version, id)."""

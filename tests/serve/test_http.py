@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import schemathesis
 from fastapi.testclient import TestClient
@@ -17,13 +19,14 @@ from PIL import Image
 from dq_cluster.errors import NotFoundError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.images.config import ImageLimits
+from dq_cluster.images.decode import decode_image
+from dq_cluster.images.thumbnail import thumbnail
 from dq_cluster.index.catalog import Index
 from dq_cluster.serve.config import Limits, ServeSettings
 from dq_cluster.serve.http import make_api
 from dq_cluster.serve.local import LocalService
 from dq_cluster.serve.security import Guard
 from dq_cluster.serve.shard import DoesNotFitError, check_fits
-from dq_cluster.serve.thumbnail import thumbnail
 from tests.support import make_model, make_pictures, make_version
 
 LIMITS = Limits(max_body_bytes=100_000, max_k=50, max_batch=8)
@@ -190,6 +193,22 @@ def test_a_picture_is_only_ever_a_picture(tmp_path: Path) -> None:
             thumbnail(uri, ImageLimits())
     with pytest.raises(NotFoundError):
         thumbnail(str(png), ImageLimits(max_bytes=10))
+
+
+def test_a_row_of_a_parquet_file_is_a_picture(tmp_path: Path) -> None:
+    images = [png.read_bytes() for png in make_pictures(tmp_path / "png", 5)]
+    path = tmp_path / "pile.parquet"
+    pq.write_table(pa.table({"image": [*images, b"secret"]}), path, row_group_size=2)
+    for row, data in enumerate(images):
+        expected = decode_image(data, 160)
+        shown = np.asarray(Image.open(io.BytesIO(thumbnail(f"{path}#{row}", ImageLimits()))))
+        assert np.abs(shown.astype(int) - expected).mean() < 8
+    for row in ("5", "6", "-1", "x", ""):
+        with pytest.raises(NotFoundError, match="no readable picture"):
+            thumbnail(f"{path}#{row}", ImageLimits())
+    pq.write_table(pa.table({"picture": images}), path)
+    with pytest.raises(NotFoundError):
+        thumbnail(f"{path}#0", ImageLimits())
 
 
 def test_a_row_without_a_readable_picture_has_none(http: TestClient) -> None:

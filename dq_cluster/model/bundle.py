@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from dq_cluster.config import validate_settings
@@ -11,24 +12,33 @@ from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.storage import Storage
 
+# Not of the network, but of the cells of an IVF version.
+_CELLS = "coarse_centroids"
+
 
 def save_model(
     index_storage: Storage,
     network: DeepQuan,
     *,
+    cells: np.ndarray | None = None,
     preprocessing: dict[str, Any],
     training: dict[str, Any],
     evaluation: dict[str, Any],
 ) -> ModelCard:
     """Store `network` as a model of the index; the card's digest names it from then on.
 
-    preprocessing says how an image becomes the feature the network takes; training and
-    evaluation are summaries for people.
+    cells: centroids (nlist, dim) of the coarse cells of an IVF model; preprocessing says how an
+    image becomes the feature the network takes; training and evaluation are summaries for people.
     """
+    tensors = {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+    geometry = network.geometry
+    if cells is not None:
+        tensors[_CELLS] = cells
+        geometry = geometry.model_copy(update={"nlist": len(cells)})
     return write_model(
         index_storage,
-        {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()},
-        geometry=network.geometry,
+        tensors,
+        geometry=geometry,
         feature_dim=network.feature_dim,
         network=network.settings.model_dump(mode="json"),
         preprocessing=preprocessing,
@@ -50,7 +60,7 @@ def load_model(index_storage: Storage, digest: str) -> tuple[DeepQuan, ModelCard
     tensors = {
         name: torch.from_numpy(array.copy())
         for name, array in read_tensors(index_storage, card).items()
-        if name != "coarse_centroids"  # of the cells of an IVF version, not of the network
+        if name != _CELLS
     }
     try:
         network.load_state_dict(tensors)

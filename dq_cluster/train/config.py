@@ -41,6 +41,8 @@ class TrainSettings(Settings):
     submitting the same name again resumes it. storage: where the run keeps neighbours and
     checkpoints, by default `<index>/runs/<name>/train`. workers: a number, or min and max.
     validation_fraction: rows held out of training to measure the model, 2,000 at most.
+    nlist: coarse cells (IVF) of the model, 0 for none, at most a cell per 39 training rows; a
+    finished run submitted again with another nlist gives its model those cells.
     max_failures: how often lost workers are replaced before the run fails.
     """
 
@@ -52,6 +54,7 @@ class TrainSettings(Settings):
     seed: int = Field(0, ge=0)
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     gate: QualityGate = QualityGate()
+    nlist: int = Field(0, ge=0)
     workers: Annotated[int, Field(gt=0)] | ElasticWorkers = 1
     use_gpu: bool = False
     cpus_per_worker: int = Field(1, gt=0)

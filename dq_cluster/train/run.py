@@ -22,6 +22,7 @@ from dq_cluster.index.models import ModelCard
 from dq_cluster.model.bundle import save_model
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.storage import Storage
+from dq_cluster.train.cells import check_cells, find_cells
 from dq_cluster.train.checkpoint import (
     Checkpoint,
     checkpoint_epochs,
@@ -61,6 +62,16 @@ def train(settings: TrainSettings) -> ModelCard:
         network.load_state_dict(trained.network)
         measured = measure(network, rows)
     check_gate(settings.gate, measured)
+    cells = None
+    if settings.nlist:
+        with _timed(seconds, "cells"):
+            cells = find_cells(
+                network,
+                rows,
+                settings.nlist,
+                seed=settings.seed,
+                cpus=settings.cpus_per_worker,
+            )
     training = {
         "run": settings.name,
         "features": settings.features,
@@ -73,6 +84,7 @@ def train(settings: TrainSettings) -> ModelCard:
     card = save_model(
         Storage(settings.index),
         network,
+        cells=cells,
         preprocessing=rows.features.preprocessing,
         training=training,
         evaluation=measured,
@@ -90,6 +102,7 @@ def _training_rows(settings: TrainSettings) -> TrainingRows:
             f"{settings.features} has {features.rows} rows, {rows.count} of them to train on; "
             f"training needs more than {needed}, and at least one held out"
         )
+    check_cells(settings.nlist, rows.count)
     if settings.gate.min_map and not features.labelled:
         raise InputError(f"gate.min_map needs a column 'label', which {settings.features} lacks")
     return rows
@@ -113,7 +126,10 @@ def _network(settings: TrainSettings, rows: TrainingRows, storage: Storage) -> D
 
 
 def _claim(settings: TrainSettings, rows: TrainingRows, storage: Storage) -> None:
-    """Record what this run trains. Raises ConfigError if the name is of a run of other things."""
+    """Record what this run trains. Raises ConfigError if the name is of a run of other things.
+
+    Only what decides the epochs: gate and cells come after them and may change.
+    """
     wanted = {
         "features": rows.features.fingerprint,
         "model": settings.model.model_dump(mode="json"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from dq_cluster.encode.config import FeaturizeSettings
 from dq_cluster.encode.featurize import featurize
@@ -13,7 +14,8 @@ from dq_cluster.errors import ConfigError, InputError, NotFoundError, QualityGat
 from dq_cluster.images.config import BackboneSettings, SourceSettings
 from dq_cluster.images.features import open_features
 from dq_cluster.index.models import ModelCard
-from dq_cluster.model.cells import add_cells
+from dq_cluster.model.bundle import load_model, save_model
+from dq_cluster.model.cells import learn_cells
 from dq_cluster.storage import Storage
 from tests.encoding import (
     codes_of,
@@ -228,8 +230,17 @@ def test_appending_shares_the_old_files(
 def test_cells_are_stored_with_the_codes_and_order_them(
     tmp_path: Path, index: str, card: ModelCard, backbone: BackboneSettings
 ) -> None:
-    features = features_of(list(crops(200)), backbone)
-    ivf = add_cells(Storage(index), card.digest, features, nlist=5)
+    network, _ = load_model(Storage(index), card.digest)
+    features = torch.from_numpy(features_of(list(crops(200)), backbone))
+    cells = learn_cells(network.embed(features).detach().numpy(), 5, "l2")
+    ivf = save_model(
+        Storage(index),
+        network,
+        cells=cells,
+        preprocessing=card.preprocessing,
+        training={},
+        evaluation={},
+    )
     encode(settings_for(index, ivf, pile(tmp_path)))
     catalog, manifest = current(index)
     assert manifest.geometry.nlist == 5

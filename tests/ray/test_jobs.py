@@ -126,11 +126,12 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_train_encode_serve_twice(head: Head, features: Path, tmp_path: Path) -> None:
     index = Index.at(str(tmp_path / "index"))
     for attempt in (1, 2):
+        nlist = 4 * (attempt - 1)  # first a flat version, then one with cells
         head.submit(
             "python", "jobs/train.py", "--config", "configs/laptop/train.yaml",
             f"index={index.storage.uri}", f"features={features}", f"name=run{attempt}",
             "model.bits=16", "model.dim=16", "model.hidden=[32]", "model.components=16",
-            "model.epochs=1", f"seed={attempt}", "gate={}",
+            "model.epochs=1", f"seed={attempt}", f"nlist={nlist}",
         )  # fmt: skip
         models = list_models(index.storage)
         assert len(models) == attempt
@@ -142,6 +143,7 @@ def test_train_encode_serve_twice(head: Head, features: Path, tmp_path: Path) ->
         summary = next(json.loads(line) for line in printed.splitlines() if line.startswith("{"))
         assert summary["version"] == attempt
         assert index.manifest().rows == ROWS
+        assert index.manifest().geometry.nlist == nlist
         _serve_and_search(head, index, attempt)
 
 
@@ -157,10 +159,12 @@ def _serve_and_search(head: Head, index: Index, version: int) -> None:
             on_failure.callback(lambda: print(head.logs(name)))
             _until(lambda: httpx.get(f"{url}/readyz").status_code == 200, 120)
             query = np.asarray(make_vectors(ROWS, DIM)[7], np.float64).tolist()
-            answer = httpx.post(f"{url}/v1/search", json={"vector": query, "k": 5}, timeout=30)
+            request = {"vector": query, "k": 5, "nprobe": 1}
+            answer = httpx.post(f"{url}/v1/search", json=request, timeout=30)
             assert answer.status_code == 200, answer.text
             assert answer.json()["version"] == version
             assert answer.json()["coverage"] == 1.0
+            assert 7 in [hit["id"] for hit in answer.json()["hits"][0]]
             on_failure.pop_all()
     finally:
         head.stop(name)

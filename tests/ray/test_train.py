@@ -11,8 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from dq_cluster.client import Client
 from dq_cluster.config import load_settings
+from dq_cluster.encode.config import EncodeSettings
+from dq_cluster.encode.run import encode
 from dq_cluster.errors import ConfigError, DqError, InputError, QualityGateError
+from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.features import open_features
 from dq_cluster.index.models import ModelCard, list_models
 from dq_cluster.model.bundle import load_model
@@ -26,6 +30,7 @@ from dq_cluster.train.neighbours import find_positives, fit_front, read_column
 from dq_cluster.train.rows import TrainingRows
 from dq_cluster.train.run import train
 from dq_cluster.train.split import Split
+from tests.encoding import current, read_version
 
 pytestmark = pytest.mark.ray
 
@@ -159,6 +164,40 @@ def test_the_same_submission_goes_on_after_a_failed_one(
         train(strict)
     assert list_models(Storage(strict.index)) == []
     assert train(elsewhere).digest == card.digest
+
+    cells = elsewhere.model_copy(update={"nlist": 20})
+    ivf = train(cells)
+    assert ivf.geometry == card.geometry.model_copy(update={"nlist": 20})
+    assert train(cells).digest == ivf.digest
+    assert sorted(list_models(Storage(cells.index))) == sorted([card.digest, ivf.digest])
+    _search_by_cells(ivf, cells.index, features)
+
+
+def _search_by_cells(card: ModelCard, index: str, features: Path) -> None:
+    source = SourceSettings(kind="features", uri=str(features))
+    encode(EncodeSettings(index=index, model=card.digest, source=source, fragment_rows=500))
+    catalog, manifest = current(index)
+    table = read_version(catalog.storage, manifest)
+    cell_of = dict(zip(table["id"].to_pylist(), table["cell"].to_pylist(), strict=True))
+    queries = open_features(str(features)).read(0, 20)
+    with Client(index) as client:
+        whole = client.search(vectors=queries, k=1000).hits
+        one = client.search(vectors=queries, k=1000, nprobe=1).hits
+    nearest = 0
+    for everything, found in zip(whole, one, strict=True):
+        (cell,) = {cell_of[hit.id] for hit in found}
+        assert len(found) == sum(other == cell for other in cell_of.values())
+        expected = [hit for hit in everything if cell_of[hit.id] == cell]
+        assert found[: len(expected)] == expected
+        nearest += found[0] == everything[0]
+    assert nearest >= 15
+
+
+def test_too_many_cells_are_refused_before_the_work(features: Path, tmp_path: Path) -> None:
+    config = settings(str(tmp_path / "index"), features, "nlist=40")
+    with pytest.raises(InputError, match=r"nlist 40 needs at least 1,560 rows .* nlist 36 at most"):
+        train(config)
+    assert not Path(config.index).exists()
 
 
 def test_a_feature_that_is_no_number_stops_the_run_at_once(

@@ -36,7 +36,7 @@ def flat(codes: np.ndarray, codebooks: np.ndarray, geometry: CodeGeometry) -> fa
     """An index that scans every code: IndexPQ, or IndexPQFastScan for 4-bit codes."""
     index = unfilled(len(codes), codebooks, geometry)
     codes_of(index)[:] = codes
-    return faiss.IndexPQFastScan(index) if geometry.nbits == 4 else index
+    return faiss.IndexPQFastScan(index) if scans_fast(geometry) else index
 
 
 def ivf(
@@ -45,16 +45,17 @@ def ivf(
     codebooks: np.ndarray,
     coarse_centroids: np.ndarray,
     geometry: CodeGeometry,
-) -> faiss.IndexIVFPQ:
-    """An index that scans the codes of the nearest cells; codes are not residuals."""
+) -> faiss.Index:
+    """An index that scans the codes of the nearest cells; codes are not residuals.
+
+    IndexIVFPQ, or IndexIVFPQFastScan where `scans_fast`.
+    """
     metric = _METRICS[geometry.metric]
     quantizer = faiss.IndexFlat(geometry.dim, metric)
     quantizer.add(np.ascontiguousarray(coarse_centroids, np.float32))
     index = faiss.IndexIVFPQ(
         quantizer, geometry.dim, geometry.nlist, geometry.m, geometry.nbits, metric
     )
-    quantizer.this.disown()
-    index.own_fields = True
     index.by_residual = False
     faiss.copy_array_to_vector(codebooks.astype(np.float32).ravel(), index.pq.centroids)
     index.is_trained = True
@@ -65,7 +66,21 @@ def ivf(
         index.add_sa_codes(
             np.hstack([cell, codes[part]]), np.arange(part.start, part.stop, dtype=np.int64)
         )
+    if scans_fast(geometry):
+        index = faiss.IndexIVFPQFastScan(index)
+        index.referenced_objects = []  # else the codes that were copied live on beside the copy
+    quantizer.this.disown()
+    index.own_fields = True
     return index
+
+
+def scans_fast(geometry: CodeGeometry) -> bool:
+    """Whether codes are scanned by 4-bit fast-scan, with its rounded tables.
+
+    Not for inner products within cells: fast-scan leaves out codes of the lowest product that it
+    can express, and what it left out of a cell nobody else knows.
+    """
+    return geometry.nbits == 4 and not (geometry.nlist and geometry.metric == "ip")
 
 
 def choose_simd(codebooks: np.ndarray, geometry: CodeGeometry) -> str:

@@ -191,7 +191,7 @@ class Searcher:
         """By how much (n,) faiss may rate a code below its score, at most."""
         length = np.linalg.norm(queries.astype(np.float64), axis=1)
         slack = _ROUNDING * (length + self.words.longest) ** 2
-        if self.geometry.nbits == 4 and not self.geometry.nlist:
+        if faiss_index.scans_fast(self.geometry):
             # Fast-scan rounds its tables to 255 steps over the span of the widest one: each of
             # the m terms is off by at most half a step.
             slack += np.ptp(exact.tables, axis=0).max(axis=1) * self.geometry.m / 510

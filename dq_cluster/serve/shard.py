@@ -11,6 +11,7 @@ import pyarrow as pa
 from dq_cluster.errors import DqError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
+from dq_cluster.index.faiss_index import scans_fast
 from dq_cluster.index.filters import Filter
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.merge import MISSING
@@ -107,9 +108,9 @@ def load_shard(
 
 def check_fits(rows: int, geometry: CodeGeometry, allowed_bytes: int) -> None:
     """Raise DoesNotFitError where `rows` codes take more memory than `allowed_bytes`."""
-    row = geometry.code_size + _ROW_BYTES + (_IVF_ROW_BYTES if geometry.nlist else 0)
-    if geometry.nbits == 4 and not geometry.nlist:
-        row += geometry.code_size  # fast-scan packs a second copy while it is built
+    row = geometry.code_size + (_IVF_ROW_BYTES if geometry.nlist else 0)
+    # Fast-scan packs a second copy while it is built.
+    row = _ROW_BYTES + (2 * row if scans_fast(geometry) else row)
     if rows * row > allowed_bytes:
         raise DoesNotFitError(
             f"{rows:,} codes of {geometry.code_size} bytes need {rows * row / 1e9:.3f} GB, "

@@ -26,6 +26,7 @@ GEOMETRIES = {
     "4-bit": CodeGeometry(dim=8, m=4, nbits=4),
     "4-bit-ip": CodeGeometry(dim=8, m=4, nbits=4, metric="ip"),
     "ivf": CodeGeometry(dim=8, m=2, nbits=8, nlist=5),
+    "ivf-4-bit": CodeGeometry(dim=8, m=4, nbits=4, nlist=5),
     "ivf-4-bit-ip": CodeGeometry(dim=8, m=4, nbits=4, metric="ip", nlist=5),
 }
 

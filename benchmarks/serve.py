@@ -45,8 +45,10 @@ def main() -> None:
     print(json.dumps(rows))
 
 
-def make_codes(uri: str, rows: int, m: int, nbits: int) -> None:
-    """An index of random codes, with a model of random weights."""
+def make_codes(
+    uri: str, rows: int, m: int, nbits: int, *, files: int = 16, random_ids: bool = False
+) -> int:
+    """Publish a version of random codes, with a model of random weights; returns its number."""
     import numpy as np
     import pyarrow as pa
     import torch
@@ -67,19 +69,22 @@ def make_codes(uri: str, rows: int, m: int, nbits: int) -> None:
     card = save_model(index.storage, network, preprocessing={}, training={}, evaluation={})
     rng = np.random.default_rng(0)
     entries = []
-    for number, part in enumerate(np.array_split(np.arange(rows), 16)):
-        codes = rng.integers(0, 256, (len(part), card.geometry.code_size), dtype=np.uint8)
-        table = code_table(pa.array(part), codes, card.geometry)
+    for number in range(files):
+        ids = np.arange(rows * number // files, rows * (number + 1) // files)
+        codes = rng.integers(0, 256, (len(ids), card.geometry.code_size), dtype=np.uint8)
+        if random_ids:
+            ids = rng.integers(0, 2**63 - 1, len(ids))
+        table = code_table(pa.array(ids), codes, card.geometry)
         entries.append(
             write_code_file(
                 index.storage,
-                f"data/bench/part-{number:05d}.parquet",
+                f"data/{card.digest[:12]}/part-{number:05d}.parquet",
                 table,
                 model=card.digest,
                 geometry=card.geometry,
             )
         )
-    index.publish(
+    published = index.publish(
         lambda version, parent: Manifest(
             version=version,
             model=card.digest,
@@ -90,6 +95,7 @@ def make_codes(uri: str, rows: int, m: int, nbits: int) -> None:
             producer=Producer(dq_cluster=__version__, run="bench"),
         )
     )
+    return published.version
 
 
 def bare_faiss(uri: str, k: int, seconds: float) -> list[dict[str, Any]]:

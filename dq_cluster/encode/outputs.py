@@ -59,7 +59,7 @@ class CodeOutput:
 
 
 class CodeEncoder:
-    """Backbone, where the input is images, then DeepQuan, then, in an IVF model, the cell."""
+    """Backbone, where the input is images, then DeepQuan, its second code, and the cell."""
 
     def __init__(self, output: CodeOutput) -> None:
         torch.set_num_threads(output.threads)
@@ -81,12 +81,15 @@ class CodeEncoder:
         # Payloads come read-only out of shared memory; torch wants to be sure nobody writes.
         features = torch.from_numpy(payload.copy()).to(self._device)
         with torch.inference_mode():
-            arrays = {"code": self._network.encode(features).cpu().numpy()}
-            if self._centroids is not None:
+            arrays = {"code": self._network.encode(features)}
+            geometry = self.card.geometry
+            if geometry.refine_m or geometry.nlist:
                 embedding = self._network.embed(features)
-                cells = _cells(embedding, self._centroids, self.card.geometry.metric)
-                arrays["cell"] = cells.cpu().numpy()
-        return arrays
+            if geometry.refine_m:
+                arrays["refine_code"] = self._network.refine(embedding)
+            if self._centroids is not None:
+                arrays["cell"] = _cells(embedding, self._centroids, geometry.metric)
+        return {name: array.cpu().numpy() for name, array in arrays.items()}
 
     def write(self, fragment: int, rows: pa.Table, arrays: dict[str, np.ndarray]) -> FileEntry:
         geometry = self.card.geometry
@@ -96,6 +99,7 @@ class CodeEncoder:
             geometry,
             rows.select(self._output.columns),
             arrays.get("cell"),
+            arrays.get("refine_code"),
         )
         # A name of its own: a second writer of the same fragment must not overwrite it.
         path = f"{self._output.folder}/part-{fragment:06d}-{uuid.uuid4().hex[:12]}.parquet"

@@ -1,7 +1,8 @@
 """Code files: ordinary Parquet that any tool can read, and faiss can load without re-encoding.
 
-Columns: `id` (int64 or string), `code` (fixed_size_binary), the columns the user asked to
-carry, and in an IVF version `cell` (int32, rows ordered by it). The key-value metadata names
+Columns: `id` (int64 or string), `code` (fixed_size_binary), `refine_code` where the model has a
+second code, the columns the user asked to carry, and in an IVF version `cell` (int32, rows
+ordered by it). The key-value metadata names
 the model digest and the geometry, because codes without their codebook are noise.
 """
 
@@ -17,7 +18,8 @@ from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.manifest import ColumnStats, FileEntry
 from dq_cluster.storage import Storage
 
-RESERVED = ("id", "code", "cell")
+RESERVED = ("id", "code", "refine_code", "cell")
+_CODES = ("code", "refine_code")
 _MODEL, _GEOMETRY = b"dq.model", b"dq.geometry"
 _ID_TYPES = (pa.int64(), pa.string())
 _BATCH_ROWS = 1 << 16  # a batch of codes stays in a processor's cache until it is copied
@@ -29,26 +31,23 @@ def code_table(
     geometry: CodeGeometry,
     columns: pa.Table | None = None,
     cells: np.ndarray | None = None,
+    refine_codes: np.ndarray | None = None,
 ) -> pa.Table:
-    """Assemble the rows of a code file: ids (n), codes (n, code_size) uint8, cells (n).
+    """Assemble the rows of a code file: ids (n), codes (n, code_size) uint8, cells (n), and
+    refine_codes (n, refine_m) uint8.
 
     Rows of an IVF geometry are put in order of their cell.
     """
     if ids.type not in _ID_TYPES:
         raise InputError(f"ids must be int64 or string, not {ids.type}")
-    if codes.shape != (len(ids), geometry.code_size) or codes.dtype != np.uint8:
-        raise InputError(
-            f"{len(ids)} ids need uint8 codes of shape ({len(ids)}, {geometry.code_size}), "
-            f"found {codes.dtype} {codes.shape}"
-        )
     if (cells is not None) != (geometry.nlist > 0):
         raise InputError("cells must be given exactly for an IVF geometry")
-    packed = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(geometry.code_size),
-        len(ids),
-        [None, pa.py_buffer(np.ascontiguousarray(codes))],
-    )
-    table = pa.table({"id": ids, "code": packed})
+    if (refine_codes is not None) != (geometry.refine_m > 0):
+        raise InputError("refine_codes must be given exactly for a geometry with a second code")
+    table = pa.table({"id": ids, "code": _packed(codes, len(ids), geometry.code_size)})
+    if refine_codes is not None:
+        second = _packed(refine_codes, len(ids), geometry.refine_m)
+        table = table.append_column("refine_code", second)
     for name in columns.column_names if columns is not None else ():
         if name in RESERVED:
             raise InputError(f"carried column '{name}' has a reserved name ({', '.join(RESERVED)})")
@@ -60,6 +59,17 @@ def code_table(
     return table
 
 
+def _packed(codes: np.ndarray, rows: int, size: int) -> pa.FixedSizeBinaryArray:
+    """Codes (rows, size) uint8 as a column."""
+    if codes.shape != (rows, size) or codes.dtype != np.uint8:
+        raise InputError(
+            f"{rows} ids need uint8 codes of shape ({rows}, {size}), "
+            f"found {codes.dtype} {codes.shape}"
+        )
+    data = pa.py_buffer(np.ascontiguousarray(codes))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), rows, [None, data])
+
+
 def write_code_file(
     storage: Storage, path: str, table: pa.Table, *, model: str, geometry: CodeGeometry
 ) -> FileEntry:
@@ -69,8 +79,8 @@ def write_code_file(
         storage,
         path,
         table.replace_schema_metadata(metadata),
-        plain=("id", "code", "cell"),
-        stats=[name for name in table.column_names if name not in ("code",)],
+        plain=RESERVED,
+        stats=[name for name in table.column_names if name not in _CODES],
     )
 
 
@@ -89,7 +99,7 @@ def write_parquet(
         table,
         sink,
         # Codes look random: compressing them costs reading speed and saves nothing.
-        compression={n: "NONE" if n == "code" else "ZSTD" for n in table.column_names},
+        compression={n: "NONE" if n in _CODES else "ZSTD" for n in table.column_names},
         use_dictionary=dictionary or False,
         column_encoding={
             n: "DELTA_BINARY_PACKED"
@@ -149,7 +159,7 @@ def read_codes(
 
 
 def code_matrix(chunk: pa.FixedSizeBinaryArray, geometry: CodeGeometry) -> np.ndarray:
-    """A `code` column's values as they lie in memory: (rows, code_size) uint8, not copied."""
+    """A column of codes as it lies in memory: (rows, code_size) uint8, not copied."""
     size = geometry.code_size
     flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * size, chunk.offset * size)
     return flat.reshape(len(chunk), size)

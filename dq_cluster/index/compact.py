@@ -10,7 +10,6 @@ from dq_cluster import __version__
 from dq_cluster.errors import ConflictError
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import (
-    RESERVED,
     code_matrix,
     code_table,
     open_code_file,
@@ -99,10 +98,13 @@ def _merged(
         alive[deleted.get(file.path, [])] = False
         tables.append(opened.read().filter(pa.array(alive)))
     table = pa.concat_tables(tables).combine_chunks()
+    geometry = manifest.geometry
+    second = geometry.refine
     return code_table(
         table.column("id").combine_chunks(),
-        code_matrix(table.column("code").combine_chunks(), manifest.geometry),
-        manifest.geometry,
-        table.select([name for name in table.column_names if name not in RESERVED]),
-        table.column("cell").to_numpy() if manifest.geometry.nlist else None,
+        code_matrix(table.column("code").combine_chunks(), geometry),
+        geometry,
+        table.select(list(manifest.columns)),
+        table.column("cell").to_numpy() if geometry.nlist else None,
+        code_matrix(table.column("refine_code").combine_chunks(), second) if second else None,
     )

@@ -55,10 +55,13 @@ def write_model(
 ) -> ModelCard:
     """Store a model below the index at `storage`. Storing the same model twice is one model.
 
-    `tensors` must hold `codebooks` (m, ksub, dsub) float32, and for an IVF geometry
-    `coarse_centroids` (nlist, dim) float32; all other names belong to the network.
+    `tensors` must hold `codebooks` (m, ksub, dsub) float32, `refine_codebooks` likewise where
+    there is a second code, and for an IVF geometry `coarse_centroids` (nlist, dim) float32; all
+    other names belong to the network.
     """
     expected: dict[str, tuple[int, ...]] = {"codebooks": (geometry.m, geometry.ksub, geometry.dsub)}
+    if (second := geometry.refine) is not None:
+        expected["refine_codebooks"] = (second.m, second.ksub, second.dsub)
     if geometry.nlist:
         expected["coarse_centroids"] = (geometry.nlist, geometry.dim)
     for name, shape in expected.items():

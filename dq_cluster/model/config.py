@@ -23,9 +23,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ModelSettings(Settings):
     """Everything that decides which DeepQuan is trained on given features.
 
-    bits: length of a code; nbits: bits per sub-code, 8, or 4 for faiss' fast-scan; hidden:
-    widths of the encoder's hidden layers (the decoder mirrors them); components: directions
-    of the feature that enter the network.
+    bits: length of a code; nbits: bits per sub-code, 8, or 4 for faiss' fast-scan; refine_bits:
+    length of a second code of the same embedding, which re-ranks what the first finds (0: none);
+    hidden: widths of the encoder's hidden layers (the decoder mirrors them); components:
+    directions of the feature that enter the network.
 
     objective: `semantic` gathers what belongs together on the manifold of the pile (search by
     class), `neighbours` keeps the feature's own distances (search for near-duplicates). It sets
@@ -35,6 +36,7 @@ class ModelSettings(Settings):
 
     bits: int = Field(64, gt=0)
     nbits: Literal[4, 8] = 8
+    refine_bits: int = Field(0, ge=0, multiple_of=8, exclude_if=lambda bits: bits == 0)
     dim: int = Field(64, gt=0)
     metric: Metric = "l2"
     hidden: tuple[int, ...] = (512,)
@@ -71,5 +73,9 @@ class ModelSettings(Settings):
     def geometry(self) -> CodeGeometry:
         """Shape of the codes; m = bits / nbits."""
         return CodeGeometry(
-            dim=self.dim, m=self.bits // self.nbits, nbits=self.nbits, metric=self.metric
+            dim=self.dim,
+            m=self.bits // self.nbits,
+            nbits=self.nbits,
+            metric=self.metric,
+            refine_m=self.refine_bits // 8,
         )

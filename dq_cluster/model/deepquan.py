@@ -38,12 +38,14 @@ class DeepQuan(nn.Module):
 
     Everything learned is inside: `mean` and `components` standardize the feature, `rotation`
     turns the embedding, which has unit length, towards the words of `codebooks` (m, ksub, dsub).
+    `refine_codebooks` exist where the geometry has a second code.
     """
 
     mean: Tensor
     components: Tensor
     rotation: Tensor
     codebooks: Tensor
+    refine_codebooks: Tensor
 
     def __init__(self, settings: ModelSettings, feature_dim: int) -> None:
         super().__init__()
@@ -55,6 +57,9 @@ class DeepQuan(nn.Module):
         self.register_buffer("components", torch.eye(feature_dim, kept))
         self.register_buffer("rotation", torch.eye(settings.dim))
         self.register_buffer("codebooks", torch.zeros(geometry.m, geometry.ksub, geometry.dsub))
+        if (second := geometry.refine) is not None:
+            shape = (second.m, second.ksub, second.dsub)
+            self.register_buffer("refine_codebooks", torch.zeros(shape))
         widths = (kept, *settings.hidden, settings.dim)
         self.encoder = _mlp(widths)
         self.decoder = _mlp(widths[::-1])
@@ -100,6 +105,11 @@ class DeepQuan(nn.Module):
         """Codes (n, code_size) uint8, packed as faiss packs them."""
         codes = quantizer.assign(self.embed(features), self.codebooks)
         return quantizer.pack(codes, self.geometry.nbits)
+
+    @torch.no_grad()
+    def refine(self, embedding: Tensor) -> Tensor:
+        """The second codes (n, refine_m) uint8 of embeddings (n, dim)."""
+        return quantizer.pack(quantizer.assign(embedding, self.refine_codebooks), 8)
 
     def forward(self, features: Tensor) -> Output:
         """Everything the training losses need; see Output."""

@@ -27,6 +27,8 @@ from dq_cluster.model.step import Batch, training_loss
 
 # Rotation and words are found from nothing; later epochs only follow the network.
 _FIRST_ROUNDS = 10
+# Of k-means for the second code, as many as faiss takes.
+_REFINE_ROUNDS = 25
 
 # The settings that `prepare` depends on.
 PREPARED_BY = ("objective", "components", "neighbours")
@@ -101,6 +103,8 @@ def fit(
         summary |= update_quantizer(network, embed_all(network, data), first=epoch == 0, seed=seed)
         if on_epoch is not None:
             on_epoch(epoch, summary)
+    if settings.refine_bits:
+        fit_refine(network, embed_all(network, data), seed=seed)
     return network
 
 
@@ -210,3 +214,25 @@ def update_quantizer(
         "variance": float(square - mean.square().sum()),
         "perplexity": float(quantizer.perplexity(all_reduce(counts)).mean()),
     }
+
+
+@torch.no_grad()
+def fit_refine(
+    network: DeepQuan,
+    embedding: Tensor,
+    *,
+    seed: int,
+    all_reduce: AllReduce = alone,
+    sample: Tensor | None = None,
+) -> None:
+    """Fit the words of the second code, once network and rotation are final.
+
+    Arguments as for `update_quantizer`. The rotation is left to the first code: a second one
+    that is longer has less need of it.
+    """
+    second = network.geometry.refine
+    assert second is not None
+    words = quantizer.initial_codebooks(
+        embedding if sample is None else sample, second.m, second.ksub, seed
+    )
+    network.refine_codebooks.copy_(quantizer.lloyd(embedding, words, _REFINE_ROUNDS, all_reduce))

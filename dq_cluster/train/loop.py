@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dq_cluster.model.deepquan import DeepQuan
-from dq_cluster.model.fit import batches, make_optimizer, update_quantizer
+from dq_cluster.model.fit import batches, fit_refine, make_optimizer, update_quantizer
 from dq_cluster.model.neighbours import Positives
 from dq_cluster.model.step import training_loss
 from dq_cluster.storage import Storage
@@ -79,7 +79,7 @@ def train_epochs(
         network.eval()
         means = {name: float(torch.stack([t[name] for t in terms]).mean()) for name in terms[0]}
         metrics: dict[str, Any] = {"terms": means}
-        metrics |= _fit_codebooks(network, look_up, len(features), first=epoch == 0, seed=seed)
+        metrics |= _fit_codebooks(network, look_up, len(features), epoch, seed)
         seconds = time.perf_counter() - started
         metrics |= {
             "workers": parallel.world_size(),
@@ -98,25 +98,30 @@ def _fit_codebooks(
     network: DeepQuan,
     look_up: Callable[[Tensor], Tensor],
     rows: int,
-    *,
-    first: bool,
+    epoch: int,
     seed: int,
 ) -> dict[str, float]:
     """Fit the codebooks to the embeddings of all rows; this worker embeds its own share."""
-    sample = None
-    if first:
-        picked = np.sort(np.random.default_rng(seed).permutation(rows)[:_SAMPLE])
-        sample = _embed(network, look_up, torch.from_numpy(picked))
     own = torch.arange(*parallel.own_range(rows))
+    picked = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(rows)[:_SAMPLE]))
     summary = update_quantizer(
         network,
         _embed(network, look_up, own),
-        first=first,
+        first=epoch == 0,
         seed=seed,
         all_reduce=parallel.all_reduce,
-        sample=sample,
+        sample=_embed(network, look_up, picked) if epoch == 0 else None,
     )
     parallel.agree(network)
+    if network.settings.refine_bits and epoch + 1 == network.settings.epochs:
+        fit_refine(
+            network,
+            _embed(network, look_up, own),
+            seed=seed,
+            all_reduce=parallel.all_reduce,
+            sample=_embed(network, look_up, picked),
+        )
+        parallel.agree(network)
     return summary
 
 

@@ -25,7 +25,15 @@ from dq_cluster.train.parallel import use_mixed_precision
 # No batch size divides these rows, no worker count these batches: every remainder occurs.
 ROWS, DIM = 591, 24
 MODEL = ModelSettings(
-    bits=16, nbits=4, dim=8, hidden=(16,), components=16, neighbours=5, epochs=3, batch_size=101
+    bits=16,
+    nbits=4,
+    refine_bits=32,
+    dim=8,
+    hidden=(16,),
+    components=16,
+    neighbours=5,
+    epochs=3,
+    batch_size=101,
 )
 ONE_BATCH = MODEL.model_copy(update={"epochs": 1, "batch_size": ROWS})
 

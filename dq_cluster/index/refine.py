@@ -1,0 +1,67 @@
+"""Re-ranking: the second, longer codes of a shard, read for the candidates of a search only.
+
+The idea is that of Jégou, Tavenard, Douze, Amsaleg, "Searching in one billion vectors: re-rank
+with source coding" (ICASSP 2011), which faiss calls IndexRefine. Here the second code is of the
+embedding itself, so its score has the same definition as the first one's.
+"""
+
+import mmap
+import tempfile
+
+import numpy as np
+
+from dq_cluster.index.catalog import Index
+from dq_cluster.index.codefile import code_matrix, open_code_file
+from dq_cluster.index.manifest import Manifest
+from dq_cluster.index.merge import MISSING
+from dq_cluster.index.models import read_card, read_tensors
+from dq_cluster.index.scores import ExactScores, Words
+from dq_cluster.index.shards import Shard, plan_shards
+
+
+class Refiner:
+    """Second codes (rows, refine_m) uint8 of a shard, by ordinal; deleted rows keep their place."""
+
+    def __init__(self, codes: np.ndarray, words: Words, base: int = 0) -> None:
+        self._codes, self._words, self._base = codes, words, base
+
+    @classmethod
+    def load(cls, index: Index, manifest: Manifest, shard: Shard | None = None) -> "Refiner | None":
+        """Copy the second codes of `shard` (by default of the version) to an unnamed local file.
+
+        The file lies in the folder for temporary files (TMPDIR) and goes with the process. None
+        where the version has no second codes.
+        """
+        geometry = manifest.geometry.refine
+        if geometry is None:
+            return None
+        shard = shard or plan_shards(manifest.files, 1)[0]
+        with tempfile.TemporaryFile() as local:
+            for entry in shard.files:
+                with open_code_file(
+                    index.storage, entry, model=manifest.model, geometry=manifest.geometry
+                ) as file:
+                    for batch in file.iter_batches(1 << 16, columns=["refine_code"]):
+                        local.write(code_matrix(batch.column(0), geometry).data)
+            local.flush()
+            codes = np.empty((0, geometry.code_size), np.uint8)
+            if shard.rows:
+                mapped = mmap.mmap(local.fileno(), 0, access=mmap.ACCESS_READ)
+                # Candidates lie anywhere: reading ahead would read what nobody asked for.
+                mapped.madvise(mmap.MADV_RANDOM)
+                codes = np.frombuffer(mapped, np.uint8).reshape(-1, geometry.code_size)
+        tensors = read_tensors(index.storage, read_card(index.storage, manifest.model))
+        return cls(codes, Words(tensors["refine_codebooks"], geometry), shard.base)
+
+    def scores(self, embeddings: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
+        """Exact scores (n, c) float32 of the rows `ordinals` (n, c); -inf for missing ones.
+
+        embeddings (n, dim) are what was searched for.
+        """
+        missing = ordinals == MISSING
+        if missing.all():
+            return np.full(ordinals.shape, -np.inf, np.float32)
+        rows = np.where(missing, 0, ordinals - self._base)
+        queries = np.ascontiguousarray(embeddings, np.float32)
+        scores = ExactScores(queries, self._words).of(self._codes, rows)
+        return np.where(missing, np.float32(-np.inf), scores)

@@ -62,14 +62,19 @@ def evaluate(
         bool,
         typer.Option("--compare", help="Compare DeepQuan with classical codes on features."),
     ] = False,
+    ablations: Annotated[
+        bool,
+        typer.Option("--ablations", help="Compare DeepQuan with itself less one part at a time."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure a version, or compare DeepQuan with the classical quantizers."""
-    if compare:
+    if compare or ablations:
         from dq_cluster.evaluate.comparison import run_comparison
-        from dq_cluster.evaluate.config import CompareSettings
+        from dq_cluster.evaluate.config import AblationSettings, CompareSettings
 
-        emit(run_comparison(load_settings(CompareSettings, config, overrides or ())), as_json=json)
+        kind = AblationSettings if ablations else CompareSettings
+        emit(run_comparison(load_settings(kind, config, overrides or ())), as_json=json)
         return
     from dq_cluster.evaluate.config import EvaluateSettings
     from dq_cluster.evaluate.version import evaluate_version

@@ -1,6 +1,5 @@
 """DeepQuan against the classical quantizers, on identical features, split, and metrics."""
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from dq_cluster.evaluate.baselines import BASELINES, SEEDLESS
 from dq_cluster.evaluate.exact import directions
 from dq_cluster.evaluate.metrics import (
     average_precision,
+    labelled,
     precision_recall_curve,
     recall_at_k,
     relevance,
@@ -57,7 +57,7 @@ def compare(
     `prepare`. Methods that draw nothing at random run once, whatever the seeds.
     Rows come per method in the order asked for. `known` rows, by method and bits, are taken as
     they are; on_row gets each of the others as soon as it is measured.
-    Raises InputError for an unknown method or fewer than k features.
+    Raises InputError for an unknown method, fewer than k features, or no query with a label.
     """
     if unknown := [name for name in methods if name not in (*METHODS, *ABLATIONS)]:
         raise InputError(
@@ -65,6 +65,9 @@ def compare(
         )
     if len(features) < k:
         raise InputError(f"mAP@{k} needs {k} features to search, found {len(features)}")
+    asked = labelled(query_labels)
+    if not asked.any():
+        raise InputError(f"mAP@{k} needs labels, and none of the {len(asked)} queries has one")
     # Equal distances are told apart by row: files sorted by class would make ties a hint.
     order = np.random.default_rng(0).permutation(len(features))
     features, labels = features[order], labels[order]
@@ -91,7 +94,7 @@ def compare(
         return Row(
             method=name,
             bits=length,
-            map=[float(ap.mean()) for ap in precisions],
+            map=[float(ap[asked].mean()) for ap in precisions],
             recall=[recall_at_k(found, exact) for found, _ in runs],
             training={
                 figure: [training[figure] for _, training in runs]
@@ -115,25 +118,6 @@ def compare(
                     on_row(row)
             rows.append(row)
     return rows
-
-
-def to_markdown(rows: Sequence[Row], k: int = 1000) -> str:
-    """A Markdown table: a line per method, for each code length mAP@k and recall@10."""
-    lengths = sorted({row.bits for row in rows if row.bits})
-    head = [f"{what} {b} bits" for what in (f"mAP@{k}", "recall@10") for b in lengths]
-    lines = ["| method | " + " | ".join(head) + " |", "|" + "---|" * (len(head) + 1)]
-    by_place = {(row.method, row.bits): row for row in rows}
-    for name in dict.fromkeys(row.method for row in rows):
-        found = [by_place.get((name, b), by_place.get((name, 0))) for b in lengths]
-        cells = [_spread(row.map) if row else "" for row in found]
-        cells += [_spread(row.recall) if row else "" for row in found]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.3f}"
-    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
 def _curve(relevant: Sequence[np.ndarray], total: np.ndarray, k: int) -> list[tuple[float, float]]:

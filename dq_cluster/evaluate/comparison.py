@@ -1,19 +1,22 @@
 """The comparison of methods on a pile of one's own: features in, a table and a report out."""
 
-import io
 import logging
-import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from dq_cluster.errors import InputError
-from dq_cluster.evaluate.compare import EXACT, METHODS, compare, to_markdown
+from dq_cluster.evaluate.baselines import BASELINES, SEEDLESS
+from dq_cluster.evaluate.compare import compare
 from dq_cluster.evaluate.config import CompareSettings
-from dq_cluster.evaluate.report import Report
+from dq_cluster.evaluate.figures import over_length, precision_over_recall
+from dq_cluster.evaluate.grids import Located, rivals, wins_and_failures
+from dq_cluster.evaluate.metrics import labelled
+from dq_cluster.evaluate.report import GridRow, Report
 from dq_cluster.evaluate.rows import Row, RowFiles
+from dq_cluster.evaluate.tables import by_length, lines
 from dq_cluster.images.features import open_features
 from dq_cluster.storage import Storage
 
@@ -25,16 +28,20 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
 
     With a report, every row is kept in its folder as soon as it is measured, and a repeated
     command measures only the rows that are missing.
+
     Raises InputError for features without labels or an unknown method.
     """
     database, queries = open_features(settings.database), open_features(settings.queries)
     if not (database.labelled and queries.labelled):
         raise InputError("a comparison needs a column 'label' in both feature sets")
     features = database.read(0, database.rows).astype(np.float32)
+    labels = database.labels(0, database.rows)
     views = None
     if database.viewed:
         chosen, others = database.views(0, database.rows)
         views = features[chosen], others.astype(np.float32)
+    asked = np.random.default_rng(0).permutation(queries.rows)[: settings.max_queries]
+    query_labels = queries.labels(0, queries.rows)[asked]
     inputs = settings.model_dump(exclude={"methods", "bits", "report"}) | {
         "fingerprints": (database.fingerprint, queries.fingerprint)
     }
@@ -44,15 +51,14 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
     def on_row(row: Row) -> None:
         if files is not None:
             files.write(row)
-        log.info("%s, %.0f s since the start", _line(row, settings.k), time.monotonic() - began)
+        log.info("%s", lines([row], settings.k)[0] | {"elapsed": round(time.monotonic() - began)})
 
-    asked = np.random.default_rng(0).permutation(queries.rows)[: settings.max_queries]
     rows = compare(
         features,
-        database.labels(0, database.rows),
+        labels,
         queries.read(0, queries.rows)[asked].astype(np.float32),
-        queries.labels(0, queries.rows)[asked],
-        methods=settings.methods or METHODS,
+        query_labels,
+        methods=settings.methods,
         bits=settings.bits,
         seeds=settings.seeds,
         settings=settings.model,
@@ -61,50 +67,74 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
         known=files.read() if files is not None else None,
         on_row=on_row,
     )
-    table = [_line(row, settings.k) for row in rows]
     if settings.report is not None:
-        summary = (
-            f"{len(features):,} images searched by {len(asked):,} others; mean and standard "
-            f"deviation over {len(settings.seeds)} seeds. AP@{settings.k} is divided by the hits "
-            f"among the first {settings.k}; recall@10 is of the ten nearest features."
+        grids: dict[str, list[GridRow]] = {}
+        pair = rivals(rows, max(settings.bits))
+        if pair and database.located and queries.located:
+            grids = wins_and_failures(
+                *pair,
+                Located(queries.uris(0, queries.rows)[asked], query_labels),
+                Located(database.uris(0, database.rows), labels),
+            )
+        summary = _summary(settings, rows, labels, query_labels)
+        if pair and not grids:
+            summary += (
+                " There are no pictures of wins and failures: the features name no readable image "
+                "in a column 'uri'."
+            )
+        report(rows, settings, summary, grids).write(Storage(settings.report))
+    return {"methods": lines(rows, settings.k)}
+
+
+def report(
+    rows: Sequence[Row],
+    settings: CompareSettings,
+    summary: str,
+    grids: dict[str, list[GridRow]],
+) -> Report:
+    """Everything that was measured, for people."""
+    k, bits = settings.k, max(settings.bits)
+    score = f"mAP@{k}"
+    tables = {"Search": by_length(rows, (score, "recall@10"), k)}
+    if trained := [row for row in rows if row.training]:
+        tables["Training"] = by_length(trained, tuple(trained[0].training), k)
+    classical = any(row.method in BASELINES for row in rows)
+    return Report(
+        title="DeepQuan and the classical codes" if classical else "Variants of DeepQuan",
+        summary=summary,
+        tables=tables,
+        figures={
+            f"{score} by code length": over_length(rows, score, k),
+            "recall@10 by code length": over_length(rows, "recall@10", k),
+            f"Precision over recall, {bits} bits, up to {k} results": precision_over_recall(
+                rows, bits
+            ),
+        },
+        grids=grids,
+    )
+
+
+def _summary(
+    settings: CompareSettings, rows: Sequence[Row], labels: np.ndarray, query_labels: np.ndarray
+) -> str:
+    k = settings.k
+    sentences = [
+        f"{len(labels):,} images searched by {len(query_labels):,} others; mean and standard "
+        f"deviation over {len(settings.seeds)} seeds.",
+        f"AP@{k} is divided by the hits among the first {k}; recall@10 is of the ten nearest "
+        "features.",
+    ]
+    if once := [name for name in SEEDLESS if any(row.method == name for row in rows)]:
+        sentences.append(f"Nothing is random in {' and '.join(once)}: one run each.")
+    if any(row.training for row in rows):
+        sentences.append(
+            "Training ends with this variance of the embedding, which has unit length, and this "
+            "many words per sub-space in use (perplexity)."
         )
-        report = Report(
-            title="DeepQuan and the classical codes",
-            summary=summary,
-            tables={"Methods": table},
-            figures={f"mAP@{settings.k} by code length": _curves(rows, settings.k)},
+    missing = [int((~labelled(side)).sum()) for side in (query_labels, labels)]
+    if any(missing):
+        sentences.append(
+            f"{missing[0]:,} queries without a label are left out of mAP; {missing[1]:,} images "
+            "without one are never right."
         )
-        folder = Storage(settings.report)
-        folder.write("report.html", report.to_html().encode())
-        markdown = f"# {report.title}\n\n{summary}\n\n{to_markdown(rows, settings.k)}\n"
-        folder.write("report.md", markdown.encode())
-    return {"methods": table}
-
-
-def _line(row: Row, k: int) -> dict[str, Any]:
-    line: dict[str, Any] = {"method": row.method, "bits": row.bits}
-    for name, values in ((f"mAP@{k}", row.map), ("recall@10", row.recall)):
-        line[name] = round(statistics.mean(values), 4)
-        line[f"{name} sd"] = round(statistics.stdev(values), 4) if len(values) > 1 else 0.0
-    line |= {"seconds": row.seconds}
-    return line
-
-
-def _curves(rows: list[Row], k: int) -> str:
-    """SVG: a line per method, mAP over bits; exact search is level."""
-    figure = Figure(figsize=(8, 5))
-    axes = figure.subplots()
-    for method in dict.fromkeys(row.method for row in rows):
-        mine = [row for row in rows if row.method == method]
-        means = [statistics.mean(row.map) for row in mine]
-        if method == EXACT:
-            axes.axhline(means[0], linestyle="--", color="grey", label=method)
-        else:
-            axes.plot([row.bits for row in mine], means, marker="o", label=method)
-    axes.set(xlabel="bits per image", ylabel=f"mAP@{k}", xscale="log")
-    lengths = sorted({row.bits for row in rows if row.bits})
-    axes.set_xticks(lengths, [str(length) for length in lengths])
-    axes.legend(fontsize="small")
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight")
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    return " ".join(sentences)

@@ -3,6 +3,8 @@
 from pydantic import Field
 
 from dq_cluster.config import Settings
+from dq_cluster.evaluate.compare import METHODS
+from dq_cluster.evaluate.variants import ABLATIONS
 from dq_cluster.model.config import ModelSettings
 
 
@@ -19,16 +21,24 @@ class EvaluateSettings(Settings):
 
 
 class CompareSettings(Settings):
-    """database, queries: URIs of features with a `label` column. methods: default all; see
-    `evaluate.compare.METHODS`. bits, seeds: every method runs at each length with each seed.
-    model: DeepQuan's other settings. report: folder for report.html and report.md, if wanted."""
+    """database, queries: URIs of features with a `label` column. methods: of `METHODS` and
+    `ABLATIONS`. bits, seeds: every method runs at each length with each seed.
+    model: DeepQuan's other settings. report: folder for report.html and report.md, if wanted;
+    it also keeps the rows measured so far, with which a repeated command goes on."""
 
     database: str
     queries: str
-    methods: tuple[str, ...] | None = None
+    methods: tuple[str, ...] = METHODS
     bits: tuple[int, ...] = (16, 32, 64)
     seeds: tuple[int, ...] = (0, 1, 2)
     model: ModelSettings = ModelSettings()
     k: int = Field(1000, gt=0)
     max_queries: int = Field(2000, gt=0)
     report: str | None = None
+
+
+class AblationSettings(CompareSettings):
+    """The comparison of DeepQuan with itself, one part left out at a time."""
+
+    methods: tuple[str, ...] = ("DeepQuan", *ABLATIONS)
+    bits: tuple[int, ...] = (16, 64)

@@ -6,16 +6,22 @@ import pandas as pd
 from dq_cluster.errors import InputError
 
 
+def labelled(labels: np.ndarray) -> np.ndarray:
+    """Which items have a label, (n,) bool: one that is not null, or one class or more."""
+    return pd.Series(labels).notna().to_numpy() if labels.ndim == 1 else labels.sum(1) > 0
+
+
 def relevance(neighbours: np.ndarray, query_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Which retrieved items share their query's label: (q, k) bool.
 
     neighbours: (q, k) rows of the database, best first, -1 where nothing was found.
-    Labels are (n,) class numbers or (n, classes) booleans, for which one shared class is enough.
+    Labels are (n,) classes or (n, classes) booleans, for which one shared class is enough. What
+    has no label is of no class: it shares none, not even with what has no label either.
     """
     found = neighbours >= 0
     retrieved = labels[np.where(found, neighbours, 0)]
     if labels.ndim == 1:
-        return (retrieved == query_labels[:, None]) & found
+        return (retrieved == query_labels[:, None]) & found & labelled(query_labels)[:, None]
     return (retrieved & query_labels[:, None, :]).any(2) & found
 
 
@@ -43,8 +49,15 @@ def average_precision(relevant: np.ndarray, k: int) -> np.ndarray:
 def mean_average_precision(
     neighbours: np.ndarray, query_labels: np.ndarray, labels: np.ndarray, k: int = 1000
 ) -> float:
-    """mAP@k of ranked lists (q, ≥ k) against labels; see `relevance`, `average_precision`."""
-    return float(average_precision(relevance(neighbours, query_labels, labels), k).mean())
+    """mAP@k of ranked lists (q, ≥ k) against labels; see `relevance`, `average_precision`.
+
+    Queries without a label are left out. Raises InputError if none has one.
+    """
+    asked = labelled(query_labels)
+    if not asked.any():
+        raise InputError(f"mAP@{k} needs labels, and none of the {len(asked)} queries has one")
+    relevant = relevance(neighbours[asked], query_labels[asked], labels)
+    return float(average_precision(relevant, k).mean())
 
 
 def recall_at_k(neighbours: np.ndarray, exact: np.ndarray, k: int = 10) -> float:

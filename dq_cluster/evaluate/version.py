@@ -11,7 +11,7 @@ import torch
 from dq_cluster.errors import InputError
 from dq_cluster.evaluate.config import EvaluateSettings
 from dq_cluster.evaluate.exact import directions
-from dq_cluster.evaluate.metrics import mean_average_precision, recall_at_k
+from dq_cluster.evaluate.metrics import labelled, mean_average_precision, recall_at_k
 from dq_cluster.images.features import FeatureSet, open_features
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
@@ -28,7 +28,8 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
     """Quality of a version on query features, against exact search over database features.
 
     Reports recall@10 (share of the ten exact neighbours among the ten found), and where both
-    feature sets have labels mAP@k of the codes and of exact search. Exact search is by cosine
+    feature sets have labels mAP@k of the codes and of exact search; queries without a label are
+    left out of it, and counted. Exact search is by cosine
     of the centred features, over the whole database, a block at a time.
 
     Raises InputError where the database's ids are not the version's.
@@ -53,6 +54,8 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
     if queries.labelled and database.labelled:
         asked = queries.labels(0, len(features))
         known = database.labels(0, database.rows)
+        if unlabelled := int((~labelled(asked)).sum()):
+            result["queries without label"] = unlabelled
         result[f"mAP@{k}"] = mean_average_precision(found, asked, known, k)
         result[f"mAP@{k} exact"] = mean_average_precision(exact, asked, known, k)
     return result

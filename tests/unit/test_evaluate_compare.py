@@ -9,9 +9,10 @@ from dq_cluster.evaluate.baselines.hashing import (
     kmeans_hashing,
     spectral_hashing,
 )
-from dq_cluster.evaluate.compare import METHODS, compare, to_markdown
+from dq_cluster.evaluate.compare import METHODS, compare
 from dq_cluster.evaluate.metrics import mean_average_precision
-from dq_cluster.evaluate.variants import search_codes
+from dq_cluster.evaluate.tables import by_length
+from dq_cluster.evaluate.variants import ABLATIONS, search_codes
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.fit import fit
 from dq_cluster.model.quantizer import decode, unpack
@@ -94,9 +95,57 @@ def test_comparison_measures_all_methods_alike():
     assert len(itq.map) == len(itq.recall) == 2
     assert min(itq.map) > max(lsh.map)
     assert min(deep.map) > max(lsh.map)
-    table = to_markdown(rows, 100).splitlines()
-    assert table[0] == "| method | mAP@100 16 bits | recall@10 16 bits |"
-    assert len(table) == 2 + len(methods)
+    assert all(row.map[0] == pytest.approx(np.mean(row.ap), abs=1e-4) for row in rows)
+    assert all(0 < value <= 1 for value in deep.training["variance"])
+    table = by_length(rows, ("mAP@100", "recall@10"), 100)
+    assert [line["method"] for line in table] == list(methods)
+    assert table[0]["recall@10, 16 bits"] == "1.000"
+    assert "±" in table[1]["mAP@100, 16 bits"]
+
+
+def test_rows_remember_the_first_neighbours_as_the_caller_numbers_them():
+    (x, y), (q, yq) = clusters(300, 1), clusters(10, 2)
+    (row,) = compare(x, y, q, yq, methods=["exact search"], k=100)
+    mean = x.mean(0)
+    cosine = (
+        (q - mean)
+        / np.linalg.norm(q - mean, axis=1, keepdims=True)
+        @ ((x - mean) / np.linalg.norm(x - mean, axis=1, keepdims=True)).T
+    )
+    np.testing.assert_array_equal(np.array(row.first), np.argsort(-cosine, 1)[:, :8])
+    recall, precision = zip(*row.curve, strict=True)
+    assert np.all(np.diff(recall) >= 0)
+    right = y[np.argsort(-cosine, 1)[:, :100]] == yq[:, None]
+    assert precision[-1] == pytest.approx(right.mean(), abs=1e-4)
+
+
+def test_every_ablation_changes_the_network_or_how_it_is_trained():
+    (x, y), (q, yq) = clusters(500, 1), clusters(40, 2)
+    settings = ModelSettings(dim=16, hidden=(32,), components=32, epochs=2, neighbours=20)
+    views = x[:200], x[:200] + 0.3 * np.random.default_rng(3).normal(size=(200, 72)).astype("f4")
+    rows = compare(
+        x, y, q, yq, methods=["DeepQuan", *ABLATIONS], bits=[16], seeds=[0],
+        settings=settings, views=views, k=100,
+    )  # fmt: skip
+    assert len({row.training["variance"] for row in rows}) == len(rows)
+
+
+def test_methods_without_chance_run_once():
+    (x, y), (q, yq) = clusters(500, 1), clusters(10, 2)
+    rows = compare(x, y, q, yq, methods=["spectral hashing", "LSH"], bits=[16], k=100)
+    assert [len(row.map) for row in rows] == [1, 3]
+
+
+def test_null_labels_are_no_class():
+    (x, y), (q, yq) = clusters(300, 1), clusters(20, 2)
+    some, asked = y.astype(object), yq.astype(object)
+    some[::3], asked[:5] = None, None
+    whole = compare(x, some, q[5:], asked[5:], methods=["PQ"], bits=[16], seeds=[0], k=100)
+    partly = compare(x, some, q, asked, methods=["PQ"], bits=[16], seeds=[0], k=100)
+    assert partly[0].map == whole[0].map
+    assert partly[0].ap[:5] == (0,) * 5
+    with pytest.raises(InputError, match="none of the 5 queries"):
+        compare(x, some, q[:5], asked[:5], methods=["PQ"], k=100)
 
 
 def test_the_order_of_rows_is_no_hint():

@@ -8,6 +8,7 @@ from dq_cluster.evaluate.metrics import (
     precision_recall_curve,
     recall_at_k,
     relevance,
+    relevant_in,
 )
 
 
@@ -28,6 +29,25 @@ def test_mean_average_precision_with_missing_results():
     neighbours = np.array([[0, 1, 2], [1, -1, -1]])
     value = mean_average_precision(neighbours, np.array([0, 1]), labels, k=3)
     assert value == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
+
+
+def test_what_has_no_label_shares_none():
+    labels = np.array(["a", None, "b", None], object)
+    queries = np.array(["a", None], object)
+    neighbours = np.array([[0, 1], [1, 3]])
+    assert relevance(neighbours, queries, labels).tolist() == [[True, False], [False, False]]
+    assert relevant_in(queries, labels).tolist() == [1, 0]
+    assert mean_average_precision(neighbours, queries, labels, k=2) == 1
+    numbers = np.array([1.0, np.nan])
+    assert relevant_in(numbers, numbers).tolist() == [1, 0]
+    with pytest.raises(InputError, match="none of the 1 queries"):
+        mean_average_precision(neighbours[1:], queries[1:], labels, k=2)
+
+
+def test_relevant_in_the_whole_database():
+    assert relevant_in(np.array([2, 7, 1]), np.array([1, 2, 2, 3])).tolist() == [2, 0, 1]
+    labels = np.array([[1, 1, 0], [0, 0, 1]], bool)
+    assert relevant_in(np.array([[0, 1, 1], [1, 0, 0]], bool), labels).tolist() == [2, 1]
 
 
 def test_one_shared_class_is_relevant_for_multiple_labels():

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeGuard
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -50,7 +50,7 @@ def emit_error(error: Exception, *, as_json: bool) -> None:
         print(json.dumps({"error": message, "kind": type(error).__name__}))
 
 
-def _is_rows(value: object) -> bool:
+def _is_rows(value: object) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
 
 
@@ -66,6 +66,8 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
 def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if _is_rows(value):
+        return f"{len(value)} in all, the last: {_text(value[-1])}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_text(v)}" for name, v in value.items())
     if isinstance(value, bool) or value is None:

@@ -4,6 +4,7 @@ from pydantic import Field
 
 from dq_cluster.config import Settings
 from dq_cluster.images.config import BackboneSettings, SourceSettings
+from dq_cluster.index.planner import FRAGMENT_ROWS
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -62,5 +63,5 @@ class EncodeSettings(Settings):
     run: str | None = Field(default=None, pattern=RUN_NAME)
     append: bool = False
     pool: PoolSettings = PoolSettings()
-    fragment_rows: int = Field(default=65536, ge=1)
+    fragment_rows: int = Field(default=FRAGMENT_ROWS, ge=1)
     max_reject_fraction: float = Field(default=0.01, ge=0, le=1)

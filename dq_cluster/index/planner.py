@@ -6,6 +6,10 @@ Pure functions; `index.plan` keeps on storage what they decide.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+# Rows of a fragment, unless a run asks for other: a few minutes' work, and files of about a
+# megabyte of codes.
+FRAGMENT_ROWS = 65536
+
 
 class Unit(NamedTuple):
     """A piece of the input that can be read on its own.

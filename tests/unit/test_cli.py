@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dq_cluster.cli.main import run
+from dq_cluster.cli.output import emit
 from dq_cluster.index.catalog import Index
 from tests.support import make_model, make_version
 
@@ -72,6 +73,13 @@ def test_errors_as_json(index: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["index", "show", index, "--version", "9", "--json"]) == 2
     printed = capsys.readouterr()
     assert json.loads(printed.out)["kind"] == "NotFoundError"
+
+
+def test_of_a_history_the_last_entry_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    history = [{"terms": {"triplet": 0.5}}, {"terms": {"triplet": 0.25}}]
+    emit({"training": {"run": "first", "history": history}}, as_json=False)
+    line = "training: run first, history 2 in all, the last: terms triplet 0.25\n"
+    assert capsys.readouterr().out == line
 
 
 def test_wrong_usage_exits_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,11 +37,9 @@ def make_vectors(rows: int, dim: int, seed: int = 0) -> np.ndarray:
 
 def train_model(index: Index, vectors: np.ndarray, geometry: CodeGeometry) -> ModelCard:
     """A model whose network is the identity: features are embeddings."""
-    pq = _quantizer(geometry)
-    pq.cp.niter, pq.cp.verbose, pq.cp.min_points_per_centroid = 2, False, 1
-    pq.train(vectors)
-    centroids = faiss.vector_to_array(pq.centroids)
-    tensors = {"codebooks": centroids.reshape(geometry.m, geometry.ksub, geometry.dsub)}
+    tensors = {"codebooks": train_words(vectors, geometry)}
+    if geometry.refine is not None:
+        tensors["refine_codebooks"] = train_words(vectors, geometry.refine)
     if geometry.nlist:
         coarse = faiss.Kmeans(geometry.dim, geometry.nlist, niter=2, min_points_per_centroid=1)
         coarse.train(vectors)
@@ -56,6 +54,15 @@ def train_model(index: Index, vectors: np.ndarray, geometry: CodeGeometry) -> Mo
         training={},
         evaluation={},
     )
+
+
+def train_words(vectors: np.ndarray, geometry: CodeGeometry) -> np.ndarray:
+    """Codebooks (m, ksub, dsub) by a few rounds of k-means."""
+    pq = _quantizer(geometry)
+    pq.cp.niter, pq.cp.verbose, pq.cp.min_points_per_centroid = 2, False, 1
+    pq.train(vectors)
+    centroids = faiss.vector_to_array(pq.centroids)
+    return centroids.reshape(geometry.m, geometry.ksub, geometry.dsub)
 
 
 def encode(
@@ -81,6 +88,7 @@ def make_index(
     nbits: Literal[4, 8] = 8,
     metric: Metric = "l2",
     nlist: int = 0,
+    refine_m: int = 0,
     files: int = 8,
     seed: int = 0,
     string_ids: bool = False,
@@ -95,11 +103,17 @@ def make_index(
     `embeddings` (rows, dim) are encoded instead of made-up vectors.
     """
     index = Index.at(uri)
-    geometry = CodeGeometry(dim=dim, m=m, nbits=nbits, metric=metric, nlist=nlist)
+    geometry = CodeGeometry(
+        dim=dim, m=m, nbits=nbits, metric=metric, nlist=nlist, refine_m=refine_m
+    )
     vectors = make_vectors(rows, dim, seed) if embeddings is None else embeddings
     if card is None:
         card = train_model(index, vectors[: max(300, 1 << nbits)], geometry)
-    codes, cells = encode(vectors, read_tensors(index.storage, card), geometry)
+    tensors = read_tensors(index.storage, card)
+    codes, cells = encode(vectors, tensors, geometry)
+    second = None
+    if geometry.refine is not None:
+        second, _ = encode(vectors, {"codebooks": tensors["refine_codebooks"]}, geometry.refine)
     entries = []
     for number, part in enumerate(np.array_split(np.arange(rows), files)):
         ids = pa.array(part.astype(np.int64) + seed * 1_000_000)
@@ -115,6 +129,7 @@ def make_index(
             geometry,
             columns if carried else None,
             None if cells is None else cells[part],
+            None if second is None else second[part],
         )
         path = f"data/seed{seed}/part-{number:05d}.parquet"
         entries.append(
@@ -150,24 +165,28 @@ def make_model(
     m: int = 4,
     nbits: Literal[4, 8] = 8,
     metric: Metric = "l2",
+    refine_bits: int = 0,
     seed: int = 0,
     preprocessing: dict[str, Any] | None = None,
     feature_dim: int = FEATURE_DIM,
 ) -> ModelCard:
     """A DeepQuan with random weights and codebooks trained by faiss, stored below the index."""
     settings = ModelSettings(
-        bits=m * nbits, nbits=nbits, dim=dim, metric=metric, hidden=(24,), components=feature_dim
+        bits=m * nbits,
+        nbits=nbits,
+        refine_bits=refine_bits,
+        dim=dim,
+        metric=metric,
+        hidden=(24,),
+        components=feature_dim,
     )
     torch.manual_seed(seed)
     network = DeepQuan(settings, feature_dim)
-    pq = _quantizer(settings.geometry)
-    pq.cp.niter, pq.cp.verbose, pq.cp.min_points_per_centroid = 2, False, 1
     with torch.no_grad():
-        sample = network.embed(torch.from_numpy(make_vectors(600, feature_dim, seed)))
-    pq.train(sample.numpy())
-    network.codebooks.copy_(
-        torch.from_numpy(faiss.vector_to_array(pq.centroids)).view_as(network.codebooks)
-    )
+        sample = network.embed(torch.from_numpy(make_vectors(600, feature_dim, seed))).numpy()
+    network.codebooks.copy_(torch.from_numpy(train_words(sample, settings.geometry)))
+    if (second := settings.geometry.refine) is not None:
+        network.refine_codebooks.copy_(torch.from_numpy(train_words(sample, second)))
     return save_model(
         Storage(uri), network, preprocessing=preprocessing or {}, training={}, evaluation={}
     )
@@ -198,6 +217,7 @@ def make_version(
         m=geometry.m,
         nbits=geometry.nbits,
         metric=geometry.metric,
+        refine_m=geometry.refine_m,
         files=files,
         seed=seed,
         card=card,

@@ -24,6 +24,9 @@ def search(
     image: Annotated[Path | None, typer.Option(help="Search by this image file.")] = None,
     id: Annotated[str | None, typer.Option(help="Search by an image of the index.")] = None,
     k: Annotated[int, typer.Option("-k", help="Neighbours to return.")] = 10,
+    k_factor: Annotated[
+        int | None, typer.Option(help="Candidates per neighbour that a second code re-ranks.")
+    ] = None,
     version: Annotated[int | None, typer.Option(help="Version of the index to search.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Carried columns to return.")] = None,
     json: Json = False,
@@ -37,7 +40,7 @@ def search(
         raise NotFoundError(f"image {image} does not exist")
     key = os.environ.get("DQ_API_KEY")
     with Client(target, api_key=key, version=version) as client:
-        answer = client.search(image=image, id=id, k=k, include=include or ())
+        answer = client.search(image=image, id=id, k=k, k_factor=k_factor, include=include or ())
     emit(
         {
             "hits": [{"id": hit.id, "score": hit.score, **hit.columns} for hit in answer.hits[0]],
@@ -52,6 +55,7 @@ def search(
 def plan(
     images: Annotated[int, typer.Option(help="Images in the index.")],
     bits: Annotated[int, typer.Option(help="Bits per code.")] = 64,
+    refine_bits: Annotated[int, typer.Option(help="Bits of a second code that re-ranks.")] = 0,
     replicas: Annotated[int, typer.Option(help="Replicas of each shard.")] = 2,
     memory_gb: Annotated[float, typer.Option(help="Memory one replica may use.")] = 16.0,
     json: Json = False,
@@ -59,7 +63,13 @@ def plan(
     """How many shards, how much memory and storage an index needs."""
     from dq_cluster.index.sizing import SizingRequest, size_index
 
-    asked = {"images": images, "bits": bits, "replicas": replicas, "memory_gb": memory_gb}
+    asked = {
+        "images": images,
+        "bits": bits,
+        "refine_bits": refine_bits,
+        "replicas": replicas,
+        "memory_gb": memory_gb,
+    }
     emit(size_index(validate_settings(SizingRequest, asked, "plan")), as_json=json)
 
 

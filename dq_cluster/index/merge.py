@@ -35,3 +35,21 @@ def merge(
         np.take_along_axis(ordinals, columns, axis=1),
         columns,
     )
+
+
+def rerank(
+    answers: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `k` best by their second score among the best by their first.
+
+    answers: of each shard scores, ordinals, and second scores, all (n, c). What competes are the
+    `c` best of all shards, so how the rows are sharded changes nothing. Returns what `merge` does.
+    """
+    _, ordinals, columns = merge([answer[:2] for answer in answers], answers[0][0].shape[1])
+    second = np.take_along_axis(np.hstack([answer[2] for answer in answers]), columns, axis=1)
+    order = best(second, ordinals, k)
+    return (
+        np.take_along_axis(second, order, axis=1),
+        np.take_along_axis(ordinals, order, axis=1),
+        np.take_along_axis(columns, order, axis=1),
+    )

@@ -53,6 +53,10 @@ class Refiner:
         tensors = read_tensors(index.storage, read_card(index.storage, manifest.model))
         return cls(codes, Words(tensors["refine_codebooks"], geometry), shard.base)
 
+    def embedding(self, ordinal: int) -> np.ndarray:
+        """What the second code of a row stands for: (dim,) float32."""
+        return self._words.of(self._codes[ordinal - self._base]).astype(np.float32)
+
     def scores(self, embeddings: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
         """Exact scores (n, c) float32 of the rows `ordinals` (n, c); -inf for missing ones.
 

@@ -1,4 +1,4 @@
-"""How much machine an index needs: shards, memory, and storage from images, bits, and replicas.
+"""How much machine an index needs: shards, memory, disk, and storage.
 
 The figures are upper bounds by design: memory per shard is what serving one version promises not
 to exceed (a replica holds two while it switches), storage what encoding promises not to exceed.
@@ -10,25 +10,30 @@ from pydantic import Field
 
 from dq_cluster.config import Settings
 from dq_cluster.errors import ConfigError
+from dq_cluster.index.planner import FRAGMENT_ROWS
 
 ID_BYTES = 8
 STORAGE_OVERHEAD = 1.2
 ROW_BYTES = 2
 PROCESS_BYTES = 300 * 10**6
-FRAGMENT_IMAGES = 100_000
 
 
 class SizingRequest(Settings):
-    """images: codes in the index; bits: code length; memory_gb: what one replica may use."""
+    """images: codes in the index; bits, refine_bits: length of the code and of the second one;
+    memory_gb: what one replica may use.
+    """
 
     images: int = Field(gt=0)
     bits: int = Field(gt=0, multiple_of=8)
+    refine_bits: int = Field(0, ge=0, multiple_of=8)
     replicas: int = Field(2, gt=0)
     memory_gb: float = Field(16.0, gt=0)
 
 
 class Sizing(Settings):
-    """What an index needs. Sizes are decimal gigabytes; memory is per replica of one shard."""
+    """What an index needs. Sizes are decimal gigabytes; memory and local disk (second codes and
+    ids, not the carried columns) are per replica of one shard.
+    """
 
     images: int
     code_bytes: int
@@ -36,6 +41,7 @@ class Sizing(Settings):
     replicas_total: int
     memory_per_replica_gb: float
     memory_total_gb: float
+    disk_per_replica_gb: float
     storage_gb: float
     fragments: int
 
@@ -44,7 +50,7 @@ def size_index(request: SizingRequest) -> Sizing:
     """Fewest shards whose replicas fit the memory, and what the whole then takes.
 
     Memory of a replica is code + 2 bytes per row + 300 MB; storage is at most
-    1.2 × (code + 8) bytes per image. Raises ConfigError where not even one row fits.
+    1.2 × (codes + 8) bytes per image. Raises ConfigError where not even one row fits.
     """
     code = request.bits // 8
     room = request.memory_gb * 1e9 - PROCESS_BYTES
@@ -58,6 +64,7 @@ def size_index(request: SizingRequest) -> Sizing:
     rows = math.ceil(request.images / shards)
     memory = rows * (code + ROW_BYTES) + PROCESS_BYTES
     total = shards * request.replicas
+    stored = request.refine_bits // 8 + ID_BYTES
     return Sizing(
         images=request.images,
         code_bytes=code,
@@ -65,6 +72,7 @@ def size_index(request: SizingRequest) -> Sizing:
         replicas_total=total,
         memory_per_replica_gb=round(memory / 1e9, 3),
         memory_total_gb=round(memory * total / 1e9, 3),
-        storage_gb=round(request.images * (code + ID_BYTES) * STORAGE_OVERHEAD / 1e9, 3),
-        fragments=math.ceil(request.images / FRAGMENT_IMAGES),
+        disk_per_replica_gb=round(rows * stored / 1e9, 3),
+        storage_gb=round(request.images * (code + stored) * STORAGE_OVERHEAD / 1e9, 3),
+        fragments=math.ceil(request.images / FRAGMENT_ROWS),
     )

@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from dq_cluster.errors import DqError, InputError
-from dq_cluster.serve.config import Limits
+from dq_cluster.serve.config import MAX_K_FACTOR, Limits
 
 Vector = list[FiniteFloat]
 _SUBJECTS = ("vector", "vectors", "embedding", "embeddings", "id", "image")
@@ -24,7 +24,8 @@ class SearchRequest(BaseModel):
 
     vector: a feature of the backbone, which the model embeds; vectors: several. embedding: a
     vector that is already in the space of the codes. image: an encoded image, base64 in JSON.
-    k: neighbours wanted. nprobe: cells of an IVF version to look into, 0 for all. filter:
+    k: neighbours wanted. nprobe: cells of an IVF version to look into, 0 for all. k_factor:
+    candidates for each neighbour that the second code re-ranks, 1 for no re-ranking. filter:
     conditions on carried columns. include: carried columns to return. Unset: the server's own.
     """
 
@@ -38,6 +39,7 @@ class SearchRequest(BaseModel):
     image: Base64Bytes | None = None
     k: int = Field(10, ge=1)
     nprobe: int | None = Field(None, ge=0)
+    k_factor: int | None = Field(None, ge=1, le=MAX_K_FACTOR)
     timeout_ms: int | None = Field(None, ge=1)
     min_coverage: float | None = Field(None, ge=0, le=1)
     filter: dict[str, Any] | None = None
@@ -119,6 +121,7 @@ class IndexInfo(BaseModel):
     dim: int
     feature_dim: int
     bits: int
+    refine_bits: int
     metric: str
     columns: list[str]
     shards: int

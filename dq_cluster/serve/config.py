@@ -4,6 +4,8 @@ from pydantic import Field
 
 from dq_cluster.config import Settings
 
+MAX_K_FACTOR = 100
+
 
 class Limits(Settings):
     """What one request may ask for. Bytes are of the request body, pixels of a decoded image."""
@@ -21,8 +23,10 @@ class ServeSettings(Settings):
 
     index: where it lies. version: the one to serve first (default: CURRENT). shards, replicas:
     deployments, and copies of each. cpus: of one replica; faiss uses as many threads. routers:
-    copies of the router. nprobe: cells looked into in an IVF version (0: all). timeout_ms and
-    min_coverage: used by queries that name none. batch: most queries that are searched together.
+    copies of the router. nprobe: cells looked into in an IVF version (0: all). k_factor:
+    candidates for each neighbour that the second code re-ranks, where the version has one.
+    timeout_ms and min_coverage likewise: used by queries that name none. batch: most queries that
+    are searched together.
     host, port: where HTTP is served when this process starts Serve (port 0: any free one);
     grpc_port likewise, 0 for no gRPC.
     """
@@ -34,6 +38,7 @@ class ServeSettings(Settings):
     routers: int = Field(default=1, ge=1, le=64)
     cpus: float = Field(default=1.0, gt=0)
     nprobe: int = Field(default=0, ge=0)
+    k_factor: int = Field(default=4, ge=1, le=MAX_K_FACTOR)
     timeout_ms: int = Field(default=2000, ge=1)
     min_coverage: float = Field(default=1.0, ge=0, le=1)
     batch: int = Field(default=64, ge=1)

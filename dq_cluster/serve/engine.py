@@ -65,6 +65,17 @@ class Served:
             embedder = Embedder(index.storage, manifest.model, limits)
         return cls(manifest, plan_shards(manifest.files, settings.shards), embedder, limits)
 
+    def k_factor(self, asked: int | None, usual: int) -> int:
+        """How many candidates for each neighbour are re-ranked. Raises InputError."""
+        if self.manifest.geometry.refine_m:
+            return asked or usual
+        if asked is not None and asked > 1:
+            raise InputError(
+                f"version {self.manifest.version} has no second code to re-rank with; leave out "
+                "k_factor, or train a model with refine_bits"
+            )
+        return 1
+
     def info(self) -> IndexInfo:
         geometry = self.manifest.geometry
         return IndexInfo(
@@ -74,6 +85,7 @@ class Served:
             dim=geometry.dim,
             feature_dim=self.embedder.card.feature_dim,
             bits=geometry.code_size * 8,
+            refine_bits=geometry.refine_m * 8,
             metric=geometry.metric,
             columns=list(self.manifest.columns),
             shards=len(self.shards),
@@ -89,6 +101,7 @@ class _Batch:
     served: Served
     k: int
     nprobe: int
+    k_factor: int
     filter: Filter | None
     columns: tuple[str, ...]
     timeout_ms: int
@@ -138,6 +151,7 @@ class Engine:
             served=served,
             k=request.k,
             nprobe=self.settings.nprobe if request.nprobe is None else request.nprobe,
+            k_factor=served.k_factor(request.k_factor, self.settings.k_factor),
             filter=parse_filter(request.filter, served.manifest.columns)
             if request.filter
             else None,
@@ -237,6 +251,7 @@ class Engine:
             embeddings=vectors,
             k=batch.k,
             nprobe=batch.nprobe,
+            k_factor=batch.k_factor,
             filter=batch.filter,
             columns=batch.columns,
             trace=trace_headers(),

@@ -5,14 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from dq_cluster.index.merge import MISSING, merge
+from dq_cluster.index.merge import MISSING, merge, rerank
 from dq_cluster.serve.api import Hit
 from dq_cluster.serve.shard import ShardAnswer
 
 
 def merge_hits(answers: Sequence[ShardAnswer], k: int, columns: tuple[str, ...]) -> list[list[Hit]]:
-    """Merge the shards' answers and look up id and columns of the winners."""
-    scores, ordinals, places = merge([(a.scores, a.ordinals) for a in answers], k)
+    """Merge the shards' answers, re-rank, and look up id and columns of the winners."""
+    refined = [
+        (a.scores, a.ordinals, a.second_scores) for a in answers if a.second_scores is not None
+    ]
+    if refined:
+        scores, ordinals, places = rerank(refined, k)
+    else:
+        scores, ordinals, places = merge([(a.scores, a.ordinals) for a in answers], k)
     # Shards send rows for the places they filled, in order: number those over all shards.
     filled = [a.ordinals != MISSING for a in answers]
     numbers, start = [], 0

@@ -15,6 +15,7 @@ from dq_cluster.index.faiss_index import scans_fast
 from dq_cluster.index.filters import Filter
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.merge import MISSING
+from dq_cluster.index.refine import Refiner
 from dq_cluster.index.rows import Rows
 from dq_cluster.index.searcher import Searcher
 from dq_cluster.index.shards import Shard, plan_shards
@@ -35,6 +36,7 @@ class ShardQuery:
     embeddings: np.ndarray
     k: int
     nprobe: int = 0
+    k_factor: int = 1
     filter: Filter | None = None
     columns: tuple[str, ...] = ()
     trace: dict[str, str] = field(default_factory=dict)
@@ -42,17 +44,21 @@ class ShardQuery:
 
 @dataclass(frozen=True)
 class ShardAnswer:
-    """scores and ordinals (n, k); `rows` holds id and columns of each place, nulls if missing."""
+    """scores and ordinals (n, k * k_factor); `rows` holds id and columns of the places filled.
+
+    second_scores (n, k * k_factor): of the second codes, where the query has a k_factor.
+    """
 
     scores: np.ndarray
     ordinals: np.ndarray
     rows: pa.Table
     seconds: float = field(compare=False)
+    second_scores: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Item:
-    """One row: what its code stands for, (dim,) float32, and its id and carried columns."""
+    """One row: what its longest code stands for, (dim,) float32, its id and carried columns."""
 
     embedding: np.ndarray
     columns: dict[str, Any]
@@ -66,18 +72,22 @@ class LoadedShard:
         self.shard = shard
         self.searcher = Searcher.load(index, manifest, shard)
         self.rows = Rows.load(index, manifest, shard)
+        self.refiner = Refiner.load(index, manifest, shard)
         # What reading took comes back no more until the next version.
         pa.default_memory_pool().release_unused()
 
     def search(self, query: ShardQuery) -> ShardAnswer:
-        """The best `k` of this shard for every embedding. Raises InputError."""
+        """The best of this shard for every embedding. Raises InputError."""
         begin = time.perf_counter()
         keep = None if query.filter is None else self.rows.matching(query.filter)
         scores, ordinals = self.searcher.search(
-            query.embeddings, query.k, nprobe=query.nprobe or None, keep=keep
+            query.embeddings, query.k * query.k_factor, nprobe=query.nprobe or None, keep=keep
         )
+        second = None
+        if query.k_factor > 1 and self.refiner is not None:
+            second = self.refiner.scores(query.embeddings, ordinals)
         rows = self.rows.take(ordinals[ordinals != MISSING], ["id", *query.columns])
-        return ShardAnswer(scores, ordinals, rows, time.perf_counter() - begin)
+        return ShardAnswer(scores, ordinals, rows, time.perf_counter() - begin, second)
 
     def find(self, id: int | str) -> Item | None:
         """The row `id`, or None if it is not here."""
@@ -85,7 +95,7 @@ class LoadedShard:
         if ordinal is None:
             return None
         columns = self.rows.take(np.array([ordinal]), self.rows.schema.names).to_pylist()[0]
-        return Item(self.searcher.embedding(ordinal), columns)
+        return Item((self.refiner or self.searcher).embedding(ordinal), columns)
 
 
 def load_shard(

@@ -28,7 +28,7 @@ class Id(_message.Message):
     def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("vectors", "embeddings", "id", "image", "k", "nprobe", "timeout_ms", "min_coverage", "filter", "include")
+    __slots__ = ("vectors", "embeddings", "id", "image", "k", "nprobe", "timeout_ms", "min_coverage", "filter", "include", "k_factor")
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class SearchRequest(_message.Message):
     MIN_COVERAGE_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    K_FACTOR_FIELD_NUMBER: _ClassVar[int]
     vectors: Vectors
     embeddings: Vectors
     id: Id
@@ -49,7 +50,8 @@ class SearchRequest(_message.Message):
     min_coverage: float
     filter: _struct_pb2.Struct
     include: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, vectors: _Optional[_Union[Vectors, _Mapping]] = ..., embeddings: _Optional[_Union[Vectors, _Mapping]] = ..., id: _Optional[_Union[Id, _Mapping]] = ..., image: _Optional[bytes] = ..., k: _Optional[int] = ..., nprobe: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., min_coverage: _Optional[float] = ..., filter: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ...) -> None: ...
+    k_factor: int
+    def __init__(self, vectors: _Optional[_Union[Vectors, _Mapping]] = ..., embeddings: _Optional[_Union[Vectors, _Mapping]] = ..., id: _Optional[_Union[Id, _Mapping]] = ..., image: _Optional[bytes] = ..., k: _Optional[int] = ..., nprobe: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., min_coverage: _Optional[float] = ..., filter: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., k_factor: _Optional[int] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("id", "score", "columns")
@@ -105,7 +107,7 @@ class GetIndexRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Index(_message.Message):
-    __slots__ = ("version", "model", "rows", "dim", "feature_dim", "bits", "metric", "columns", "shards", "images", "evaluation")
+    __slots__ = ("version", "model", "rows", "dim", "feature_dim", "bits", "metric", "columns", "shards", "images", "evaluation", "refine_bits")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +119,7 @@ class Index(_message.Message):
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    REFINE_BITS_FIELD_NUMBER: _ClassVar[int]
     version: int
     model: str
     rows: int
@@ -128,7 +131,8 @@ class Index(_message.Message):
     shards: int
     images: bool
     evaluation: _struct_pb2.Struct
-    def __init__(self, version: _Optional[int] = ..., model: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., feature_dim: _Optional[int] = ..., bits: _Optional[int] = ..., metric: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., shards: _Optional[int] = ..., images: _Optional[bool] = ..., evaluation: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    refine_bits: int
+    def __init__(self, version: _Optional[int] = ..., model: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., feature_dim: _Optional[int] = ..., bits: _Optional[int] = ..., metric: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., shards: _Optional[int] = ..., images: _Optional[bool] = ..., evaluation: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refine_bits: _Optional[int] = ...) -> None: ...
 
 class ListVersionsRequest(_message.Message):
     __slots__ = ()

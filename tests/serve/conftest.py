@@ -35,7 +35,7 @@ class Service:
 @pytest.fixture(scope="package")
 def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     uri = str(tmp_path_factory.mktemp("served") / "index")
-    card = make_model(uri)
+    card = make_model(uri, refine_bits=64)
     manifest, features = make_version(uri, card, rows=1500, files=9)
     port = free_port()
     settings = ServeSettings(index=uri, shards=SHARDS, cpus=0.2, port=0, grpc_port=port)

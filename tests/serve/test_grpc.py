@@ -39,6 +39,10 @@ ASKED: dict[str, tuple[dict[str, Any], pb.SearchRequest]] = {
             embeddings=embeddings(VECTOR, VECTOR[::-1]), k=7, include=["label", "uri"]
         ),
     ),
+    "re-ranked": (
+        {"id": 33, "k_factor": 9},
+        pb.SearchRequest(id=pb.Id(number=33), k_factor=9),
+    ),
     "id": ({"id": 33}, pb.SearchRequest(id=pb.Id(number=33))),
     "filter": (
         {"id": 33, "k": 9, "filter": {"label": {"in": [1, 2]}}},
@@ -73,6 +77,7 @@ def test_the_other_calls(stub: SearchServiceStub, http: httpx.Client) -> None:
     for found in (stub.GetIndex(pb.GetIndexRequest()), stub.Refresh(pb.RefreshRequest())):
         assert (found.version, found.model, found.rows) == (1, info["model"], info["rows"])
         assert list(found.columns) == info["columns"]
+        assert (found.bits, found.refine_bits) == (32, 64)
     (version,) = stub.ListVersions(pb.ListVersionsRequest()).versions
     assert (version.version, version.current, version.serving) == (1, True, True)
 

@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dq_cluster.index.catalog import Index
+from dq_cluster.index.merge import rerank
+from dq_cluster.index.refine import Refiner
 from dq_cluster.index.searcher import Searcher
 from dq_cluster.model.bundle import load_model
 from tests.serve.conftest import SHARDS, Service
@@ -15,25 +17,52 @@ from tests.serve.conftest import SHARDS, Service
 pytestmark = pytest.mark.ray
 
 
+class Whole:
+    """The whole version in one piece, re-ranked as the service does by default."""
+
+    def __init__(self, service: Service) -> None:
+        index = Index.at(service.uri)
+        self.searcher = Searcher.load(index, service.manifest)
+        refiner = Refiner.load(index, service.manifest)
+        assert refiner is not None
+        self.refiner = refiner
+
+    def search(
+        self, embeddings: np.ndarray, k: int, keep: np.ndarray | None = None, k_factor: int = 4
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if k_factor == 1:
+            return self.searcher.search(embeddings, k, keep=keep)
+        scores, ordinals = self.searcher.search(embeddings, k * k_factor, keep=keep)
+        second = self.refiner.scores(embeddings, ordinals)
+        scores, ordinals, _ = rerank([(scores, ordinals, second)], k)
+        return scores, ordinals
+
+
 @pytest.fixture(scope="module")
-def whole(service: Service) -> Searcher:
-    return Searcher.load(Index.at(service.uri), service.manifest)
+def whole(service: Service) -> Whole:
+    return Whole(service)
 
 
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(k=st.integers(1, 1000), seed=st.integers(0, 10_000), queries=st.integers(1, 5))
+@given(
+    k=st.integers(1, 1000),
+    k_factor=st.sampled_from([1, 2, 10]),
+    seed=st.integers(0, 10_000),
+    queries=st.integers(1, 5),
+)
 def test_shards_over_http_equal_one_index(
-    service: Service, whole: Searcher, k: int, seed: int, queries: int
+    service: Service, whole: Whole, k: int, k_factor: int, seed: int, queries: int
 ) -> None:
     rng = np.random.default_rng(seed)
     embeddings = rng.normal(size=(queries, 16)).astype(np.float32)
     with service.http as http:
-        answer = http.post("/v1/search", json={"embeddings": embeddings.tolist(), "k": k})
+        asked = {"embeddings": embeddings.tolist(), "k": k, "k_factor": k_factor}
+        answer = http.post("/v1/search", json=asked)
     assert answer.status_code == 200, answer.text
     body = answer.json()
-    scores, ordinals = whole.search(embeddings, k)
+    scores, ordinals = whole.search(embeddings, k, k_factor=k_factor)
     assert [[hit["id"] for hit in hits] for hits in body["hits"]] == ordinals.tolist()
     np.testing.assert_array_equal(
         np.float32([[hit["score"] for hit in hits] for hits in body["hits"]]), scores
@@ -45,7 +74,7 @@ def test_shards_over_http_equal_one_index(
     assert not body["failed_shards"]
 
 
-def test_a_feature_is_embedded_by_the_model(service: Service, whole: Searcher) -> None:
+def test_a_feature_is_embedded_by_the_model(service: Service, whole: Whole) -> None:
     import torch
 
     network, _ = load_model(Index.at(service.uri).storage, service.card.digest)
@@ -65,19 +94,15 @@ def test_a_feature_is_embedded_by_the_model(service: Service, whole: Searcher) -
     assert wanted_scores.shape == (3, 5)
 
 
-def test_search_by_id_is_search_by_what_its_code_stands_for(
-    service: Service, whole: Searcher
-) -> None:
+def test_search_by_id_is_search_by_what_its_code_stands_for(service: Service, whole: Whole) -> None:
     with service.http as http:
         for id in (0, 777, 1499):
             hits = http.post("/v1/search", json={"id": id, "k": 20}).json()["hits"][0]
-            _, wanted = whole.search(whole.embedding(id)[None], 20)
+            _, wanted = whole.search(whole.refiner.embedding(id)[None], 20)
             assert [hit["id"] for hit in hits] == wanted[0].tolist()
 
 
-def test_a_filter_is_searched_as_if_the_rest_did_not_exist(
-    service: Service, whole: Searcher
-) -> None:
+def test_a_filter_is_searched_as_if_the_rest_did_not_exist(service: Service, whole: Whole) -> None:
     embedding = np.random.default_rng(5).normal(size=(1, 16)).astype(np.float32)
     keep = np.arange(1500) % 10 >= 8
     keep &= np.arange(1500) < 700

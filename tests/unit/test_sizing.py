@@ -13,6 +13,7 @@ def test_two_billion_images_of_64_bits() -> None:
     assert sizing.shards == 2
     assert sizing.replicas_total == 4
     assert sizing.memory_per_replica_gb == pytest.approx(10.3, abs=0.01)
+    assert sizing.fragments == 30_518
     assert sizing.storage_gb == pytest.approx(38.4, abs=0.01)
 
 
@@ -29,6 +30,14 @@ def test_every_replica_fits_and_one_shard_fewer_would_not(
     if sizing.shards > 1:
         fewer = images / (sizing.shards - 1) * (bits // 8 + 2) + 300e6
         assert fewer > memory * 1e9 * 0.999
+
+
+def test_a_second_code_takes_disk_and_storage_but_no_memory() -> None:
+    plain = size_index(SizingRequest(images=10**9, bits=64))
+    refined = size_index(SizingRequest(images=10**9, bits=64, refine_bits=256))
+    assert refined.memory_per_replica_gb == plain.memory_per_replica_gb
+    assert (plain.disk_per_replica_gb, refined.disk_per_replica_gb) == (8, 40)
+    assert refined.storage_gb - plain.storage_gb == pytest.approx(1.2 * 32)
 
 
 def test_too_little_memory_is_refused() -> None:

@@ -1,0 +1,143 @@
+"""The second code: the same winners for every sharding, from disk, through every index tool."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dq_cluster.geometry import CodeGeometry
+from dq_cluster.index.compact import compact
+from dq_cluster.index.merge import MISSING, rerank
+from dq_cluster.index.refine import Refiner
+from dq_cluster.index.rows import Rows
+from dq_cluster.index.scores import Words
+from dq_cluster.index.searcher import Searcher
+from dq_cluster.index.shards import plan_shards
+from dq_cluster.index.tombstones import delete_ids
+from dq_cluster.index.verify import verify
+from tests.support import encode, make_index, make_vectors, train_words
+
+SECOND = CodeGeometry(dim=16, m=8)
+Answer = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def refined(searcher: Searcher, refiner: Refiner, queries: np.ndarray, candidates: int) -> Answer:
+    scores, ordinals = searcher.search(queries, candidates)
+    return scores, ordinals, refiner.scores(queries, ordinals)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_sharding_changes_neither_candidates_nor_winners(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31), label="seed"))
+    rows = data.draw(st.integers(1, 200), label="rows")
+    k = data.draw(st.integers(1, 30), label="k")
+    candidates = k * data.draw(st.integers(2, 8), label="k_factor")
+    cuts = data.draw(st.lists(st.integers(0, rows), max_size=4), label="cuts")
+    first = CodeGeometry(dim=16, m=2)
+    codebooks = rng.normal(size=(2, 256, 8)).astype(np.float32)
+    words = Words(rng.normal(size=(8, 256, 2)).astype(np.float32), SECOND)
+    # Few distinct codes: equal scores at every cut.
+    codes = rng.integers(0, 256, (12, 2), np.uint8)[rng.integers(12, size=rows)]
+    second = rng.integers(0, 256, (30, 8), np.uint8)[rng.integers(30, size=rows)]
+    queries = rng.normal(size=(3, 16)).astype(np.float32)
+
+    scores, ordinals, _ = rerank(
+        [
+            refined(
+                Searcher(codes[a:b], codebooks, first, base=a),
+                Refiner(second[a:b], words, base=a),
+                queries,
+                candidates,
+            )
+            for a, b in itertools.pairwise([0, *sorted(cuts), rows])
+        ],
+        k,
+    )
+
+    _, found = Searcher(codes, codebooks, first).search(queries, candidates)
+    for query, row in enumerate(found):
+        competing = np.sort(row[row != MISSING])
+        exact = -np.square(queries[query].astype(float) - words.of(second[competing]))
+        exact = exact.reshape(-1, 8, 2).sum(2).sum(1).astype(np.float32)
+        order = np.argsort(-exact, kind="stable")[:k]
+        np.testing.assert_array_equal(ordinals[query, : len(order)], competing[order])
+        np.testing.assert_array_equal(scores[query, : len(order)], exact[order])
+        assert (ordinals[query, len(order) :] == MISSING).all()
+
+
+@pytest.mark.parametrize("nlist", [0, 4])
+def test_deletes_compaction_and_verification_carry_it(tmp_path: Path, nlist: int) -> None:
+    index, manifest, _ = make_index(str(tmp_path), rows=600, m=2, nlist=nlist, refine_m=8)
+    whole = Refiner.load(index, manifest)
+    assert whole is not None
+    ids = Rows.load(index, manifest).take(np.arange(600)).column("id").to_numpy()
+    kept = np.delete(np.arange(600), [0, 7, 599])
+    wanted = {ids[row]: whole.embedding(row) for row in kept}
+
+    delete_ids(index, ids[[0, 7, 599]].tolist())
+    after = compact(index, target_rows=400)
+    assert after.rows == 597
+    assert verify(index).problems == ()
+    new_ids = Rows.load(index, after).take(np.arange(597)).column("id").to_numpy()
+    for count in (1, 2):
+        parts = [(s, Refiner.load(index, after, s)) for s in plan_shards(after.files, count)]
+        for shard, part in parts:
+            assert part is not None
+            for ordinal in range(shard.base, shard.base + shard.rows, 17):
+                np.testing.assert_array_equal(part.embedding(ordinal), wanted[new_ids[ordinal]])
+    assert set(new_ids) == set(wanted)
+
+
+def test_rows_that_tombstones_name_do_not_shift_the_others(tmp_path: Path) -> None:
+    index, manifest, vectors = make_index(str(tmp_path), rows=300, m=2, refine_m=8)
+    before = Refiner.load(index, manifest)
+    after = Refiner.load(index, delete_ids(index, [0, 1, 2, 150]))
+    assert before is not None
+    assert after is not None
+    ordinals = np.array([[3, 149, 151, MISSING]])
+    scores = after.scores(vectors[:1], ordinals)
+    np.testing.assert_array_equal(scores, before.scores(vectors[:1], ordinals))
+    assert np.isneginf(scores[0, 3])
+
+
+def test_a_version_without_second_codes_has_no_refiner(tmp_path: Path) -> None:
+    index, manifest, _ = make_index(str(tmp_path), rows=300)
+    assert Refiner.load(index, manifest) is None
+    assert "refine" not in manifest.to_json().decode()  # as it was before there were any
+
+
+def test_codes_are_those_of_an_unnamed_file(tmp_path: Path) -> None:
+    index, manifest, _ = make_index(str(tmp_path), rows=300, refine_m=8)
+    refiner = Refiner.load(index, manifest)
+    assert refiner is not None
+    address = refiner._codes.ctypes.data
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(edge, 16) for edge in line.split()[0].split("-"))
+        if begin <= address < end:
+            assert line.endswith("(deleted)")
+            break
+    else:
+        pytest.fail("the codes lie in no mapping")
+
+
+def test_a_longer_code_finds_more_of_the_exact_neighbours() -> None:
+    vectors = make_vectors(3000, 16)
+    first = CodeGeometry(dim=16, m=2)
+    codebooks, words = train_words(vectors, first), train_words(vectors, SECOND)
+    codes, _ = encode(vectors, {"codebooks": codebooks}, first)
+    second, _ = encode(vectors, {"codebooks": words}, SECOND)
+    queries = make_vectors(3050, 16)[3000:] + 0.05
+    answer = refined(
+        Searcher(codes, codebooks, first), Refiner(second, Words(words, SECOND)), queries, 100
+    )
+    distances = np.square(queries[:, None] - vectors[None]).sum(2)
+    exact = np.argsort(distances, axis=1)[:, :10]
+
+    def recall(rows: np.ndarray) -> float:
+        return float(np.mean([np.isin(e, r).mean() for e, r in zip(exact, rows, strict=True)]))
+
+    assert recall(rerank([answer], 10)[1]) > recall(answer[1][:, :10]) + 0.2

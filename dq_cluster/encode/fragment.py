@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dq_cluster.encode.load import Chunk, load
+from dq_cluster.encode.load import Chunk, Expectation, load
 from dq_cluster.encode.outputs import Encoder, Output
 from dq_cluster.errors import DqError, StorageError
 from dq_cluster.images.config import SourceSettings
@@ -30,7 +30,7 @@ from dq_cluster.index.codefile import write_parquet
 from dq_cluster.index.ledger import Ledger, Receipt
 from dq_cluster.index.manifest import FileEntry
 from dq_cluster.index.plan import Plan, PlanReader
-from dq_cluster.index.planner import divide
+from dq_cluster.index.planner import Unit, divide
 from dq_cluster.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 # Storage that restarts is back within a minute or two; longer, and the run stops with an error
 # (and continues from there when it is started again).
 _PAUSES = (0.5, 1, 2, 4, 8, 15, 30, 60)
+# After so many losses of its loading tasks a fragment may hold an image that is their end.
+_LOSSES = 2
 # Chunks that a loading task may be ahead of the encoder.
 _AHEAD = 2
 
@@ -96,27 +98,30 @@ class FragmentEncoder:
 
     def _persistently(self, fragment: int) -> Receipt:
         """Encode through failures of storage and the loss of loading tasks."""
+        losses = 0
         for pause in _PAUSES:
             try:
-                return self._encode(fragment)
+                return self._encode(fragment, apart=losses >= _LOSSES)
             except RayTaskError:
                 raise  # a bug, and it will still be there
-            except (StorageError, RayError) as error:
+            except (StorageError, RayError, MemoryError) as error:
                 last = error
-                log.warning("fragment %d failed, trying again: %s", fragment, error)
+                losses += not isinstance(error, StorageError)
+                log.warning("fragment %d failed, trying again: %r", fragment, error)
                 time.sleep(pause)
         raise DqError(
-            f"fragment {fragment} failed {len(_PAUSES)} times, the last time with: {last}; when "
-            "the cause is gone, the same command continues"
+            f"fragment {fragment} failed {len(_PAUSES)} times, the last time with "
+            f"{type(last).__name__}: {last}; when the cause is gone, the same command continues"
         )
 
-    def _encode(self, fragment: int) -> Receipt:
+    def _encode(self, fragment: int, apart: bool) -> Receipt:
         if self._ledger.contains(fragment):
             return self._ledger.read(fragment)
         with self._lock:
             units, expected = self._plan.fragment(fragment), self._encoder.expects
         gathered = _Gathered()
-        for lane, chunk in _stream(self._job, divide(units, self._job.decoders), expected):
+        lanes = divide(units, self._job.decoders)
+        for lane, chunk in _stream(self._job, lanes, expected, apart):
             gathered.seconds["load"] += chunk.seconds
             if chunk.rows.num_rows:
                 with self._lock:
@@ -173,18 +178,23 @@ class FragmentEncoder:
         return (write_parquet(self._job.storage, path, pa.concat_tables(tables), stats=["reason"]),)
 
 
-def _stream(job: Job, lanes: list[Any], expected: Any) -> Iterator[tuple[int, Chunk]]:
+def _stream(
+    job: Job, lanes: list[list[Unit]], expected: Expectation, apart: bool
+) -> Iterator[tuple[int, Chunk]]:
     """Chunks of all lanes as they come, with the number of their lane."""
     # Beside their encoder, on CPUs that it claimed for them: loading tasks that had to find CPUs
     # of their own could wait for ever behind the encoders of other drivers.
     here = ray.get_runtime_context().get_node_id()
     remote = ray.remote(load).options(
         num_cpus=0,
+        max_retries=0,  # the fragment is tried again, and must know how often
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
         num_returns="streaming",
         _generator_backpressure_num_objects=_AHEAD,
     )
-    open_lanes = {remote.remote(job.source, lane, expected): n for n, lane in enumerate(lanes)}
+    open_lanes = {
+        remote.remote(job.source, lane, expected, apart=apart): n for n, lane in enumerate(lanes)
+    }
     try:
         while open_lanes:
             (ready, *_), _ = ray.wait(list(open_lanes), num_returns=1)
@@ -195,7 +205,7 @@ def _stream(job: Job, lanes: list[Any], expected: Any) -> Iterator[tuple[int, Ch
                 continue
             except RayTaskError as error:
                 # The cause is one of ours, or a bug; either says more than Ray's wrapping.
-                if isinstance(error.cause, DqError):
+                if isinstance(error.cause, DqError | MemoryError):
                     raise error.cause from None
                 raise
             yield open_lanes[ready], chunk

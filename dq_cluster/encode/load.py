@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dq_cluster.images.config import ImageLimits, SourceSettings
-from dq_cluster.images.decode import Reason, RejectError, decode_image
+from dq_cluster.images.config import SourceSettings
+from dq_cluster.images.decode import Reason, RejectError
+from dq_cluster.images.guard import Apart, Decode, watched
 from dq_cluster.images.sources import open_source
 from dq_cluster.index.planner import Unit
 from dq_cluster.storage import Storage, translated
@@ -49,21 +50,28 @@ class Chunk:
     seconds: float
 
 
-def load(source: SourceSettings, units: Sequence[Unit], expected: Expectation) -> Iterator[Chunk]:
-    """Read and decode `units` in order. Raises StorageError where storage fails."""
+def load(
+    source: SourceSettings, units: Sequence[Unit], expected: Expectation, *, apart: bool = False
+) -> Iterator[Chunk]:
+    """Read and decode `units` in order; if `apart`, images are decoded in a child process.
+
+    Raises StorageError where storage fails. Without `apart`, an image that crashes its decoder,
+    or takes longer than the limits allow, ends this process.
+    """
     limit = max(1, _CHUNK_BYTES // expected.row_bytes)
     with translated(Storage(source.uri), ""):
-        yield from _chunks(source, open_source(source).read(units, limit), expected)
+        yield from _chunks(source, open_source(source).read(units, limit), expected, apart)
 
 
 def _chunks(
-    source: SourceSettings, tables: Iterator[pa.Table], expected: Expectation
+    source: SourceSettings, tables: Iterator[pa.Table], expected: Expectation, apart: bool
 ) -> Iterator[Chunk]:
     started = time.perf_counter()
     for table in tables:
         reasons = _with_null_ids(table)
         if expected.image_size:
-            payload = _pixels(table, reasons, expected.image_size, source.limits)
+            with Apart(source.limits) if apart else watched(source.limits) as decode:
+                payload = _pixels(table, reasons, expected.image_size, decode)
         else:
             payload = _features(table, reasons, expected.feature_dim)
         yield _chunk(table, payload, reasons, time.perf_counter() - started)
@@ -75,9 +83,7 @@ def _with_null_ids(table: pa.Table) -> list[str | None]:
     return pc.coalesce(table.column("reason"), known).to_pylist()
 
 
-def _pixels(
-    table: pa.Table, reasons: list[str | None], size: int, limits: ImageLimits
-) -> np.ndarray:
+def _pixels(table: pa.Table, reasons: list[str | None], size: int, decode: Decode) -> np.ndarray:
     """Pixels of the rows without a reason; what cannot be decoded gets one."""
     pixels = np.empty((table.num_rows, size, size, 3), np.uint8)
     count = 0
@@ -87,7 +93,7 @@ def _pixels(
         try:
             if not image.is_valid:
                 raise RejectError(Reason.MISSING)
-            pixels[count] = decode_image(image.as_buffer().to_pybytes(), size, limits)
+            pixels[count] = decode(image.as_buffer().to_pybytes(), size)
             count += 1
         except RejectError as error:
             reasons[row] = error.reason.value

@@ -14,7 +14,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ImageLimits(Settings):
-    """What one image may cost before it is rejected: bytes, pixels, and seconds to fetch."""
+    """What one image may cost before it is rejected.
+
+    max_seconds: to fetch it, and again to decode it.
+    """
 
     max_bytes: int = Field(default=64 << 20, ge=1)
     max_pixels: int = Field(default=100_000_000, ge=1)

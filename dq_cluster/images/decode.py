@@ -25,6 +25,7 @@ class Reason(StrEnum):
     NOT_AN_IMAGE = "not_an_image"  # no known image format
     TRUNCATED = "truncated"  # the data end early
     CORRUPT = "corrupt"  # the data contradict the format
+    CRASHED_DECODER = "crashed_decoder"  # it kills the process that decodes it, or takes too long
     FORBIDDEN = "forbidden"  # the address is not one that may be fetched
     UNREACHABLE = "unreachable"  # the address did not answer, in time or with an image
     UNREADABLE_FILE = "unreadable_file"  # the tar or Parquet file around it is damaged

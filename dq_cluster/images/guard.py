@@ -1,0 +1,123 @@
+"""Decoding in spite of images that crash their decoder or keep it busy for ever.
+
+Decoders are C libraries, and an image may find a bug in one. Decoding `watched` costs nothing, and
+such an image ends the process; decoding `Apart` costs a child process, and tells which it was.
+"""
+
+import contextlib
+import faulthandler
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from types import TracebackType
+
+import numpy as np
+
+from dq_cluster.images.config import ImageLimits
+from dq_cluster.images.decode import Reason, RejectError, decode_image
+
+# (data, size) to pixels (size, size, 3) uint8, or RejectError.
+Decode = Callable[[bytes, int], np.ndarray]
+
+# Setting the watch takes a fifth of the time of decoding a thumbnail, so not for every image.
+_WATCH_EVERY = 1.0  # seconds
+_STDERR = 2
+# A child may be killed by what is not the image's fault, such as want of memory; hardly twice.
+_TRIES = 2
+
+
+@contextlib.contextmanager
+def watched(limits: ImageLimits) -> Iterator[Decode]:
+    """`decode_image` in this process, which ends when an image takes longer than allowed.
+
+    That is `limits.max_seconds`, and up to a second more. The stack goes to standard error.
+    """
+    due = 0.0
+
+    def decode(data: bytes, size: int) -> np.ndarray:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due:
+            due = now + _WATCH_EVERY
+            _watch(limits.max_seconds + _WATCH_EVERY)
+        return decode_image(data, size, limits)
+
+    try:
+        yield decode
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class Apart:
+    """`decode_image` in a child process; an image that ends it is rejected. Use as a context.
+
+    The child ends itself when an image takes `limits.max_seconds`, and when this process is gone.
+    """
+
+    def __init__(self, limits: ImageLimits) -> None:
+        self._limits = limits
+        self._child: ForkServerProcess | None = None
+        self._pipe: Connection
+
+    def __enter__(self) -> Decode:
+        return self._decode
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _decode(self, data: bytes, size: int) -> np.ndarray:
+        for _ in range(_TRIES):
+            if self._child is None:
+                self._start()
+            try:
+                self._pipe.send((data, size))
+                answer = self._pipe.recv()
+            except (EOFError, OSError):
+                self._end()
+                continue
+            if isinstance(answer, Reason):
+                raise RejectError(answer)
+            return answer
+        raise RejectError(Reason.CRASHED_DECODER)
+
+    def _start(self) -> None:
+        # A fork of this process, with its threads, might hang; one of a server that has only
+        # imported this module is safe, and quick.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._pipe, theirs = context.Pipe()
+        self._child = context.Process(target=_serve, args=(theirs, self._limits), daemon=True)
+        self._child.start()
+        theirs.close()
+        self._pipe.recv()  # from here on, what ends it is an image
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.join()
+            self._pipe.close()
+            self._child = None
+
+
+def _serve(pipe: Connection, limits: ImageLimits) -> None:
+    """Answer images with pixels or the reason of their rejection until the parent is gone."""
+    pipe.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            data, size = pipe.recv()
+            _watch(limits.max_seconds)
+            try:
+                answer: np.ndarray | Reason = decode_image(data, size, limits)
+            except RejectError as error:
+                answer = error.reason
+            faulthandler.cancel_dump_traceback_later()
+            pipe.send(answer)
+
+
+def _watch(seconds: float) -> None:
+    """End this process in `seconds` if the watch is not set anew or cancelled until then."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)

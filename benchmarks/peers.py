@@ -1,127 +1,146 @@
-"""Search quality and speed against other libraries, in one process, on the same vectors.
+"""Search quality and speed against other libraries, on the same vectors and queries.
 
-    pip install lancedb hnswlib
-    python benchmarks/peers.py --rows 100000
+    python -m venv peers && peers/bin/pip install lancedb hnswlib qdrant-client milvus-lite pymilvus
+    python -m benchmarks.peers --python peers/bin/python [--data fashion-mnist] [--rows 100000]
 
-Everything that compresses gets 16 bytes per vector; hnswlib keeps whole vectors and is there to
-show what that buys. A peer that is not installed is left out. Vectors are made: clusters of a few
-dozen directions in 64 dimensions, so recall compares rows of this table and nothing else.
+One table: recall@10 of the exact neighbours, queries/s with 1, 16, and 64 clients that ask one
+query at a time and with one that asks 64 together, latencies, growth of resident memory, seconds
+to load and to build. What can compress gets 16 bytes per vector; the rest is shown with what it
+takes. A system whose knob reaches the common recall target gets a second row there.
+
+Every system is built and measured in processes of its own, one after the other; the clients of a
+library are threads of its process, those of the query API connections of another process.
 """
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 
-from dq_cluster.geometry import CodeGeometry
-from dq_cluster.index.searcher import Searcher
+from benchmarks.peer import LOADS
+from benchmarks.systems import SYSTEMS, K
 
-DIM, BYTES, K = 64, 16, 10
-Search = Callable[[np.ndarray], np.ndarray]
+DIM = 64
+_LIMIT_S = 900
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--queries", type=int, default=300)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", choices=("clusters", "fashion-mnist"), default="clusters")
+    parser.add_argument("--rows", type=int, default=100_000, help="of clusters")
+    parser.add_argument("--queries", type=int, default=512)
+    parser.add_argument("--seconds", type=float, default=3, help="for each measurement")
+    parser.add_argument("--target", type=float, default=0.8, help="recall for the second rows")
+    parser.add_argument("--python", default=sys.executable, help="that has the peers installed")
+    parser.add_argument("--only", nargs="*", choices=SYSTEMS, default=list(SYSTEMS))
     asked = parser.parse_args()
-    faiss.omp_set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["TMPDIR"] = name
+        if asked.data == "clusters":
+            base, queries = clusters(asked.rows, asked.queries)
+        else:
+            base, queries = fashion_mnist(asked.queries)
+        np.save(folder / "base.npy", base)
+        np.save(folder / "queries.npy", queries)
+        np.save(folder / "exact.npy", faiss.knn(queries, base, K)[1])
+        print(
+            f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; {asked.data}, "
+            f"{len(base)} vectors of {DIM} dimensions; recall target {asked.target}"
+        )
+        print(HEADER)
+        results = {}
+        for system in asked.only:
+            python = asked.python if SYSTEMS[system].foreign else sys.executable
+            found = results[system] = compare(system, python, folder, asked)
+            print("\n".join(lines(system, found)), flush=True)
+    for system in asked.only:
+        if SYSTEMS[system].note:
+            print(f"{system}: {SYSTEMS[system].note}.")
+    print(json.dumps(results))
+
+
+def compare(system: str, python: str, data: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """Build and measure one system; {"error": …} where it cannot be."""
+    folder = data / "".join(letter if letter.isalnum() else "-" for letter in system)
+    folder.mkdir()
+    options = ["--seconds", str(asked.seconds), "--target", str(asked.target)]
+    found: dict[str, Any] = {}
+    for step in ("build", "measure"):
+        command = [python, "-m", "benchmarks.peer", step, system, folder, data, *options]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=_LIMIT_S, check=True
+            )
+        except subprocess.CalledProcessError as error:
+            return {"error": (error.stderr.strip().splitlines() or ["no reason given"])[-1]}
+        except subprocess.TimeoutExpired:
+            return {"error": f"took more than {_LIMIT_S} s to {step}"}
+        found |= json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+HEADER = "\n".join(
+    [
+        "| system | bytes | recall@10 | q/s: 1 client | 16 | 64 | batched by 64 "
+        "| p50/p95/p99 ms: 1 client | 64 clients | RAM MB | load s | build s |",
+        "|" + "---|" * 12,
+    ]
+)
+assert LOADS == ((1, 1), (16, 1), (64, 1), (1, 64))
+
+
+def lines(name: str, found: dict[str, Any]) -> list[str]:
+    """The rows of the table for one system."""
+    if "error" in found:
+        return [f"| {name} | not measured: {found['error']} |" + " |" * 10]
+    system = SYSTEMS[name]
+    made = []
+    for row in found["rows"]:
+        title = f"{name}, {system.knob} {row['effort']}" if system.knob else name
+        one, _, many, _ = row["loads"]
+        cells = [
+            title,
+            str(system.bytes(DIM)),
+            f"{row['recall']:.3f}",
+            *(f"{load['qps']:,.0f}" for load in row["loads"]),
+            *(f"{load['p50']:.1f}/{load['p95']:.1f}/{load['p99']:.1f}" for load in (one, many)),
+            f"{found['rss_mb']:,.0f}",
+            f"{found['load_s']:.1f}",
+            f"{found['build_s']:.1f}",
+        ]
+        made.append("| " + " | ".join(cells) + " |")
+    return made
+
+
+def clusters(rows: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Made vectors: noisy clusters along 24 directions of the 64 dimensions."""
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(24, DIM))
     centres = rng.normal(size=(2000, 24))
-
-    def vectors(count: int) -> np.ndarray:
-        hidden = centres[rng.integers(len(centres), size=count)]
-        hidden = hidden + 0.5 * rng.normal(size=hidden.shape)
-        return (hidden @ mixing + 0.2 * rng.normal(size=(count, DIM))).astype(np.float32)
-
-    base, queries = vectors(asked.rows), vectors(asked.queries)
-    exact = faiss.knn(queries, base, K)[1]
-    peers = {
-        "dq_cluster Searcher, 8-bit": lambda: searcher(base, 8),
-        "dq_cluster Searcher, 4-bit": lambda: searcher(base, 4),
-        "faiss IndexPQ, 8-bit": lambda: plain_faiss(base),
-        "lancedb IVF_PQ, all partitions": lambda: lancedb_ivf_pq(base),
-        "hnswlib, whole vectors": lambda: hnsw(base),
-    }
-    for name, build in peers.items():
-        begin = time.perf_counter()
-        try:
-            search = build()
-        except ImportError as error:
-            print(f"{name:32s} not measured: {error}")
-            continue
-        built = time.perf_counter() - begin
-        report(name, search, queries, exact, built)
+    hidden = centres[rng.integers(len(centres), size=rows + queries)]
+    hidden = hidden + 0.5 * rng.normal(size=hidden.shape)
+    noise = 0.2 * rng.normal(size=(len(hidden), DIM))
+    vectors = (hidden @ mixing + noise).astype(np.float32)
+    return vectors[:rows], vectors[rows:]
 
 
-def report(name: str, search: Search, queries: np.ndarray, exact: np.ndarray, built: float) -> None:
-    """One line: recall, then one query at a time."""
-    search(queries[:1])
-    found, times = [], []
-    for query in queries:
-        begin = time.perf_counter()
-        found.append(search(query[None])[0])
-        times.append(1e3 * (time.perf_counter() - begin))
-    recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(found, exact, strict=True)])
-    p50, p95, p99 = np.percentile(times, [50, 95, 99])
-    print(
-        f"{name:32s} recall@10 {recall:.3f}  {1e3 / np.mean(times):7.0f} queries/s  "
-        f"p50 {p50:.2f} ms  p95 {p95:.2f} ms  p99 {p99:.2f} ms  built in {built:.1f} s"
-    )
+def fashion_mnist(queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of real pictures, their 64 principal components; queries are not in the base."""
+    from dq_cluster.demo.pictures import fashion_mnist as pictures
 
-
-def searcher(base: np.ndarray, nbits: Any) -> Search:
-    geometry = CodeGeometry(dim=DIM, m=BYTES * 8 // nbits, nbits=nbits)
-    pq = faiss.ProductQuantizer(DIM, geometry.m, nbits)
-    pq.train(base[:20_000])
-    books = faiss.vector_to_array(pq.centroids)
-    books = books.reshape(geometry.m, geometry.ksub, geometry.dsub)
-    made = Searcher(pq.compute_codes(base), books, geometry)
-    return lambda queries: made.search(queries, K)[1]
-
-
-def plain_faiss(base: np.ndarray) -> Search:
-    index = faiss.IndexPQ(DIM, BYTES, 8)
-    index.train(base[:20_000])
-    index.add(base)
-    return lambda queries: index.search(queries, K)[1]
-
-
-def lancedb_ivf_pq(base: np.ndarray) -> Search:
-    import lancedb
-    import pyarrow as pa
-    from lancedb.index import IvfPq
-
-    folder = Path(tempfile.mkdtemp())
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(base.ravel()), DIM)
-    table = lancedb.connect(folder).create_table(
-        "codes", pa.table({"id": np.arange(len(base)), "vector": flat})
-    )
-    partitions = 16
-    coding = IvfPq(distance_type="l2", num_partitions=partitions, num_sub_vectors=BYTES)
-    table.create_index("vector", config=coding)
-
-    def search(queries: np.ndarray) -> np.ndarray:
-        found = [table.search(q).nprobes(partitions).limit(K).to_arrow() for q in queries]
-        return np.array([each.column("id").to_numpy() for each in found])
-
-    return search
-
-
-def hnsw(base: np.ndarray) -> Search:
-    import hnswlib
-
-    index = hnswlib.Index("l2", DIM)
-    index.init_index(len(base), ef_construction=100, M=16)
-    index.add_items(base, num_threads=1)
-    index.set_ef(64)
-    return lambda queries: index.knn_query(queries, K, num_threads=1)[0]
+    pixels = np.stack([image.ravel() for _, image in pictures()]).astype(np.float32) / 255
+    pca = faiss.PCAMatrix(pixels.shape[1], DIM)
+    pca.train(pixels)
+    vectors = pca.apply(pixels)
+    return vectors[:-queries], vectors[-queries:]
 
 
 if __name__ == "__main__":

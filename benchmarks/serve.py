@@ -7,16 +7,23 @@ the table is measured in the same run, one after the other, by a client in its o
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from dq_cluster.serve.run import fast_serve
+
+if TYPE_CHECKING:  # the clients' processes need none of it
+    import numpy as np
+
+    from dq_cluster.index.catalog import Index
+    from dq_cluster.index.models import ModelCard
 
 DIM = 64
 
@@ -50,13 +57,9 @@ def make_codes(
 ) -> int:
     """Publish a version of random codes, with a model of random weights; returns its number."""
     import numpy as np
-    import pyarrow as pa
     import torch
 
-    from dq_cluster import __version__
     from dq_cluster.index.catalog import Index
-    from dq_cluster.index.codefile import code_table, write_code_file
-    from dq_cluster.index.manifest import Manifest, Producer
     from dq_cluster.model.bundle import save_model
     from dq_cluster.model.config import ModelSettings
     from dq_cluster.model.deepquan import DeepQuan
@@ -68,30 +71,44 @@ def make_codes(
     torch.nn.init.normal_(network.codebooks)
     card = save_model(index.storage, network, preprocessing={}, training={}, evaluation={})
     rng = np.random.default_rng(0)
-    entries = []
-    for number in range(files):
-        ids = np.arange(rows * number // files, rows * (number + 1) // files)
-        codes = rng.integers(0, 256, (len(ids), card.geometry.code_size), dtype=np.uint8)
-        if random_ids:
-            ids = rng.integers(0, 2**63 - 1, len(ids))
-        table = code_table(pa.array(ids), codes, card.geometry)
-        entries.append(
-            write_code_file(
-                index.storage,
-                f"data/{card.digest[:12]}/part-{number:05d}.parquet",
-                table,
-                model=card.digest,
-                geometry=card.geometry,
-            )
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for number in range(files):
+            ids = np.arange(rows * number // files, rows * (number + 1) // files)
+            codes = rng.integers(0, 256, (len(ids), card.geometry.code_size), dtype=np.uint8)
+            yield rng.integers(0, 2**63 - 1, len(ids)) if random_ids else ids, codes
+
+    return publish_codes(index, card, parts())
+
+
+def publish_codes(
+    index: "Index", card: "ModelCard", parts: "Iterable[tuple[np.ndarray, np.ndarray]]"
+) -> int:
+    """Publish ids (n,) and codes (n, code_size), a file for each part; returns the version."""
+    import pyarrow as pa
+
+    from dq_cluster import __version__
+    from dq_cluster.index.codefile import code_table, write_code_file
+    from dq_cluster.index.manifest import Manifest, Producer
+
+    entries = tuple(
+        write_code_file(
+            index.storage,
+            f"data/{card.digest[:12]}/part-{number:05d}.parquet",
+            code_table(pa.array(ids), codes, card.geometry),
+            model=card.digest,
+            geometry=card.geometry,
         )
+        for number, (ids, codes) in enumerate(parts)
+    )
     published = index.publish(
         lambda version, parent: Manifest(
             version=version,
             model=card.digest,
             geometry=card.geometry,
             id_type="int64",
-            files=tuple(entries),
-            rows=rows,
+            files=entries,
+            rows=sum(entry.rows for entry in entries),
             producer=Producer(dq_cluster=__version__, run="bench"),
         )
     )
@@ -154,25 +171,38 @@ def served(uri: str, shards: int, k: int, seconds: float) -> list[dict[str, Any]
 
 
 def drive(
-    url: str, clients: int, batch: int, k: int, seconds: float
+    url: str,
+    clients: int,
+    batch: int,
+    k: int,
+    seconds: float,
+    embeddings: "np.ndarray | None" = None,
 ) -> tuple[list[float], list[dict[str, float]]]:
-    """Latencies of `clients` connections that ask as fast as they are answered."""
+    """Latencies of `clients` connections that ask as fast as they are answered.
+
+    They take turns at `embeddings` (n, dim), or all ask for the same random ones.
+    """
     import asyncio
 
     import numpy as np
 
     host, port = url.removeprefix("http://").split(":")
-    rng = np.random.default_rng(2)
-    body = json.dumps({"embeddings": rng.normal(size=(batch, DIM)).round(4).tolist(), "k": k})
+    if embeddings is None:
+        embeddings = np.random.default_rng(2).normal(size=(batch, DIM))
     head = f"POST /v1/search HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    question = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+    questions = []
+    for start in range(0, len(embeddings) - batch + 1, batch):
+        asked = embeddings[start : start + batch].astype(float).round(4).tolist()
+        body = json.dumps({"embeddings": asked, "k": k})
+        questions.append(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    turns = itertools.cycle(questions)
     times: list[float] = []
     answers: list[bytes] = []
 
     async def client(until: float) -> None:
         reader, writer = await asyncio.open_connection(host, int(port))
         while (begin := time.perf_counter()) < until:
-            writer.write(question)
+            writer.write(next(turns))
             headers = (await reader.readuntil(b"\r\n\r\n")).lower()
             if not headers.startswith(b"http/1.1 200"):
                 raise RuntimeError(headers.decode())

@@ -55,7 +55,7 @@ def find_pictures(folder: Path, images: int) -> Pictures:
         return _named(named)
     target = folder / "pictures"
     for title, fetch in (
-        ("Fashion-MNIST", _fashion_mnist),
+        ("Fashion-MNIST", fashion_mnist),
         ("MNIST digits", _digits),
     ):
         laid_out = target / title.lower().replace(" ", "-")
@@ -103,7 +103,8 @@ def _lay_out(pictures: Iterator[tuple[str, np.ndarray]], target: Path, images: i
             os.replace(partial, path)
 
 
-def _fashion_mnist() -> Iterator[tuple[str, np.ndarray]]:
+def fashion_mnist() -> Iterator[tuple[str, np.ndarray]]:
+    """Class and pixels (28, 28) uint8 of 70,000 pictures, from Debian's package."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = _FASHION_INSTALLED
         if not folder.exists():

@@ -16,10 +16,8 @@ import time
 from pathlib import Path
 
 from dq_cluster.index.plan import PlanReader, make_plan
-from dq_cluster.index.planner import Unit
+from dq_cluster.index.planner import FRAGMENT_ROWS, Unit
 from dq_cluster.storage import Storage
-
-FRAGMENT_ROWS = 65_536
 
 
 def main() -> None:

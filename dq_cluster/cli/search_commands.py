@@ -24,6 +24,9 @@ def search(
     image: Annotated[Path | None, typer.Option(help="Search by this image file.")] = None,
     id: Annotated[str | None, typer.Option(help="Search by an image of the index.")] = None,
     k: Annotated[int, typer.Option("-k", help="Neighbours to return.")] = 10,
+    nprobe: Annotated[
+        int | None, typer.Option(help="Cells of an IVF version to look into; default: all.")
+    ] = None,
     k_factor: Annotated[
         int | None, typer.Option(help="Candidates per neighbour that a second code re-ranks.")
     ] = None,
@@ -40,7 +43,9 @@ def search(
         raise NotFoundError(f"image {image} does not exist")
     key = os.environ.get("DQ_API_KEY")
     with Client(target, api_key=key, version=version) as client:
-        answer = client.search(image=image, id=id, k=k, k_factor=k_factor, include=include or ())
+        answer = client.search(
+            image=image, id=id, k=k, nprobe=nprobe, k_factor=k_factor, include=include or ()
+        )
     emit(
         {
             "hits": [{"id": hit.id, "score": hit.score, **hit.columns} for hit in answer.hits[0]],

@@ -1,7 +1,9 @@
 """Each kind of source lists and reads the same pictures, and says what it could not read."""
 
+import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -221,6 +223,13 @@ class TestInventory:
                     self.send_header("Content-Length", "100")
                     self.end_headers()
                     self.wfile.write(b"x" * 10)
+                elif self.path == "/drip":
+                    self.send_response(200)
+                    self.end_headers()
+                    with contextlib.suppress(OSError):  # until the reader has had enough
+                        while True:
+                            self.wfile.write(b"x")
+                            time.sleep(0.02)
                 else:
                     self.send_error(404)
 
@@ -256,11 +265,12 @@ class TestInventory:
             ("away", Reason.UNREACHABLE),  # a redirect could lead anywhere
             ("big", Reason.TOO_LARGE),
             ("short", Reason.TRUNCATED),
+            ("drip", Reason.UNREACHABLE),  # never silent, and never done
         ],
     )
     def test_an_answer_that_is_no_image(self, server: str, path: str, reason: Reason) -> None:
         with pytest.raises(RejectError) as raised:
-            fetch(server + path, (server,), ImageLimits(max_bytes=4999, max_seconds=5))
+            fetch(server + path, (server,), ImageLimits(max_bytes=4999, max_seconds=3))
         assert raised.value.reason is reason
 
     def test_nobody_there(self) -> None:

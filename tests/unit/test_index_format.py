@@ -73,11 +73,17 @@ class TestCodeFiles:
         assert plain.column_names == ["id", "code", "label"]
         assert plain.column("code")[7].as_py() == codes[7].tobytes()
 
-    def test_storage_per_image_is_bounded(self, storage: Storage) -> None:
-        rows = 50_000
-        table = code_table(pa.array(range(rows), pa.int64()), codes_for(rows), GEOMETRY)
-        entry = write_code_file(storage, "p.parquet", table, model="m", geometry=GEOMETRY)
-        assert entry.size / rows <= 1.2 * (GEOMETRY.code_size + 8)
+    @pytest.mark.parametrize("geometry", [GEOMETRY, IVF], ids=["flat", "ivf"])
+    @pytest.mark.parametrize("most", [1, 2**62], ids=["numbered", "random"])
+    def test_storage_per_image_is_bounded(
+        self, storage: Storage, geometry: CodeGeometry, most: int
+    ) -> None:
+        rows, rng = 50_000, np.random.default_rng(0)
+        ids = np.arange(rows) + rng.integers(most, size=rows)
+        cells = rng.integers(geometry.nlist, size=rows) if geometry.nlist else None
+        table = code_table(pa.array(ids), codes_for(rows, geometry), geometry, cells=cells)
+        entry = write_code_file(storage, "p.parquet", table, model="m", geometry=geometry)
+        assert entry.size / rows <= 1.2 * (geometry.code_size + 8)
 
     def test_ivf_rows_are_ordered_by_cell(self, storage: Storage) -> None:
         codes = codes_for(6, IVF)

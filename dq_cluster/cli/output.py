@@ -70,7 +70,9 @@ def _text(value: object) -> str:
         return f"{len(value)} in all, the last: {_text(value[-1])}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_text(v)}" for name, v in value.items())
-    if isinstance(value, bool) or value is None:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from dq_cluster.config import Settings
 from dq_cluster.evaluate.compare import METHODS
-from dq_cluster.evaluate.variants import ABLATIONS
+from dq_cluster.evaluate.variants import ABLATIONS, OURS
 from dq_cluster.model.config import ModelSettings
 
 
@@ -40,5 +40,5 @@ class CompareSettings(Settings):
 class AblationSettings(CompareSettings):
     """The comparison of DeepQuan with itself, one part left out at a time."""
 
-    methods: tuple[str, ...] = ("DeepQuan", *ABLATIONS)
+    methods: tuple[str, ...] = (OURS, *ABLATIONS)
     bits: tuple[int, ...] = (16, 64)

@@ -3,6 +3,7 @@
 import io
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dq_cluster.evaluate.rows import Row
 from dq_cluster.evaluate.tables import figures
-from dq_cluster.evaluate.variants import VARIANTS
+from dq_cluster.evaluate.variants import OURS
 
 
 def over_length(rows: Sequence[Row], name: str, k: int) -> str:
@@ -22,7 +23,7 @@ def over_length(rows: Sequence[Row], name: str, k: int) -> str:
             axes.axhline(means[0], linestyle="--", color="grey", label=method)
         else:
             lengths = [row.bits for row in mine]
-            axes.plot(lengths, means, marker="o", linewidth=_width(method), label=method)
+            axes.plot(lengths, means, marker="o", label=method, **_style(method))
     axes.set(xlabel="bits per image", ylabel=name, xscale="log")
     lengths = sorted({row.bits for row in rows if row.bits})
     axes.set_xticks(lengths, [str(length) for length in lengths])
@@ -39,7 +40,7 @@ def precision_over_recall(rows: Sequence[Row], bits: int) -> str:
         if mine[0].bits == 0:
             axes.plot(recall, precision, linestyle="--", color="grey", label=method)
         else:
-            axes.plot(recall, precision, linewidth=_width(method), label=method)
+            axes.plot(recall, precision, label=method, **_style(method))
     axes.set(xlabel="recall", ylabel="precision")
     return _svg(figure, axes)
 
@@ -56,8 +57,8 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _width(method: str) -> float:
-    return 3.0 if method in VARIANTS else 1.5
+def _style(method: str) -> dict[str, Any]:
+    return {"color": "black", "linewidth": 3} if method == OURS else {}
 
 
 def _svg(figure: Figure, axes: Axes) -> str:

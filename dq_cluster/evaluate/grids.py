@@ -10,6 +10,7 @@ from dq_cluster.errors import NotFoundError
 from dq_cluster.evaluate.baselines import BASELINES
 from dq_cluster.evaluate.report import THUMBNAIL, GridRow, Picture
 from dq_cluster.evaluate.rows import Row
+from dq_cluster.evaluate.variants import OURS
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.thumbnail import thumbnail
 
@@ -27,7 +28,7 @@ class Located(NamedTuple):
 def rivals(rows: Sequence[Row], bits: int) -> tuple[Row, Row] | None:
     """DeepQuan and the best classical code of as many bits, if both were measured."""
     rows = [row for row in rows if row.bits == bits]
-    ours = [row for row in rows if row.method == "DeepQuan"]
+    ours = [row for row in rows if row.method == OURS]
     theirs = [row for row in rows if row.method in BASELINES]
     if not ours or not theirs:
         return None

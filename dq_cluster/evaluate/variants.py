@@ -26,8 +26,9 @@ class Variant(NamedTuple):
     weights: bool = True
 
 
+OURS = "DeepQuan"
 VARIANTS = {
-    "DeepQuan": Variant(),
+    OURS: Variant(),
     "DeepQuan 4-bit": Variant({"nbits": 4}),
     "DeepQuan neighbours": Variant({"objective": "neighbours"}),
 }

@@ -33,6 +33,10 @@ def _faiss(spec: Callable[[int, int], str]) -> Method:
         if bits % 8 or bits < 8:
             raise InputError(f"{bits} bits are not a whole number of bytes")
         index = faiss.index_factory(database.shape[1], spec(database.shape[1], bits))
+        if isinstance(index, faiss.IndexPreTransform):
+            first = faiss.downcast_VectorTransform(index.chain.at(0))
+            if isinstance(first, faiss.RandomRotationMatrix):
+                first.init(seed)
         # faiss seeds its k-means alike every time; the order of its input is what varies.
         order = np.random.default_rng(seed).permutation(len(database))[:_TRAIN_ROWS]
         index.train(database[order])

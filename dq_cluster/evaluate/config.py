@@ -10,13 +10,15 @@ from dq_cluster.model.config import ModelSettings
 
 class EvaluateSettings(Settings):
     """index, version: what is measured (default: the current version); database, queries: URIs
-    of features, of the images in the version and of others; k: depth of mAP@k."""
+    of features, of the images in the version and of others; k: depth of mAP@k; k_factor:
+    candidates for each neighbour that the second code re-ranks, where there is one."""
 
     index: str
     version: int | None = None
     database: str
     queries: str
     k: int = Field(1000, gt=0)
+    k_factor: int = Field(4, gt=0)
     max_queries: int = Field(2000, gt=0)
 
 

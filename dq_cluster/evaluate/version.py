@@ -15,7 +15,8 @@ from dq_cluster.evaluate.metrics import labelled, mean_average_precision, recall
 from dq_cluster.images.features import FeatureSet, open_features
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
-from dq_cluster.index.merge import merge
+from dq_cluster.index.merge import merge, rerank
+from dq_cluster.index.refine import Refiner
 from dq_cluster.index.searcher import Searcher
 from dq_cluster.model.bundle import load_model
 from dq_cluster.model.deepquan import DeepQuan
@@ -27,7 +28,8 @@ _RECALL_AT = 10
 def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
     """Quality of a version on query features, against exact search over database features.
 
-    Reports recall@10 (share of the ten exact neighbours among the ten found), and where both
+    Reports recall@10 (share of the ten exact neighbours among the ten found), with second codes
+    also after re-ranking, and where both
     feature sets have labels mAP@k of the codes and of exact search; queries without a label are
     left out of it, and counted. Exact search is by cosine
     of the centred features, over the whole database, a block at a time.
@@ -42,7 +44,9 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
     k = min(settings.k, database.rows)
 
     exact = _exact_search(network, features, database, k)
-    found = _found_rows(index, manifest, network, features, database, k)
+    ordinals, refined = _search(index, manifest, network, features, k, settings.k_factor)
+    rows = _database_rows(index, manifest, database)
+    found = rows[ordinals]
     result: dict[str, Any] = {
         "version": manifest.version,
         "model": card.digest[:12],
@@ -51,6 +55,11 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
         "codes": manifest.rows,
         f"recall@{_RECALL_AT}": recall_at_k(found, exact, min(_RECALL_AT, k)),
     }
+    if refined is not None:
+        result["refine bits"] = manifest.geometry.refine_m * 8
+        result[f"recall@{_RECALL_AT} re-ranked"] = recall_at_k(
+            rows[refined], exact, min(_RECALL_AT, k)
+        )
     if queries.labelled and database.labelled:
         asked = queries.labels(0, len(features))
         known = database.labels(0, database.rows)
@@ -78,18 +87,24 @@ def _exact_search(
     return best[0][1]
 
 
-def _found_rows(
-    index: Index,
-    manifest: Manifest,
-    network: DeepQuan,
-    queries: np.ndarray,
-    database: FeatureSet,
-    k: int,
-) -> np.ndarray:
-    """Rows (n, k) of the database that searching the version's codes returns."""
+def _search(
+    index: Index, manifest: Manifest, network: DeepQuan, queries: np.ndarray, k: int, k_factor: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Ordinals (n, k) that searching the codes returns, and the ten (n, 10) of re-ranking."""
     with torch.no_grad():
         embedding = network.embed(torch.from_numpy(queries)).numpy()
-    _, ordinals = Searcher.load(index, manifest).search(embedding, k)
+    candidates = _RECALL_AT * k_factor
+    scores, ordinals = Searcher.load(index, manifest).search(embedding, max(k, candidates))
+    refiner = Refiner.load(index, manifest)
+    if refiner is None:
+        return ordinals[:, :k], None
+    first = scores[:, :candidates], ordinals[:, :candidates]
+    second = refiner.scores(embedding, first[1])
+    return ordinals[:, :k], rerank([(*first, second)], _RECALL_AT)[1]
+
+
+def _database_rows(index: Index, manifest: Manifest, database: FeatureSet) -> np.ndarray:
+    """The row of the database that each ordinal of the version is; -1 behind the last."""
     ids = pd.Index(database.ids(0, database.rows))
     in_version = np.concatenate(
         [
@@ -108,4 +123,4 @@ def _found_rows(
             f"{strangers} of the {len(in_version)} ids of version {manifest.version} are not in "
             f"{database.storage.uri}; evaluate against the features that were encoded"
         )
-    return np.where(ordinals < 0, -1, place[ordinals])
+    return np.append(place, -1)

@@ -74,6 +74,12 @@ def test_kmeans_hashing_keeps_distances_in_hamming_space():
     assert 0.3 < codes.mean() < 0.7
 
 
+def test_a_code_longer_than_the_features_allow_is_refused():
+    x = np.eye(8, dtype="f4")
+    with pytest.raises(InputError, match="ITQ16,LSH of 8 dimensions"):
+        BASELINES["ITQ"](x, x, 16, 2, 0)
+
+
 def test_anchor_graph_hashing_needs_more_anchors_than_bits():
     with pytest.raises(InputError, match="32 bits"):
         anchor_graph_hashing(np.zeros((50, 4), "f4"), [], 32, 0, anchors=32)

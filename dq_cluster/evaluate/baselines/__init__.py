@@ -32,18 +32,28 @@ def _faiss(spec: Callable[[int, int], str]) -> Method:
     ) -> np.ndarray:
         if bits % 8 or bits < 8:
             raise InputError(f"{bits} bits are not a whole number of bytes")
-        index = faiss.index_factory(database.shape[1], spec(database.shape[1], bits))
-        if isinstance(index, faiss.IndexPreTransform):
-            first = faiss.downcast_VectorTransform(index.chain.at(0))
-            if isinstance(first, faiss.RandomRotationMatrix):
-                first.init(seed)
+        dim = database.shape[1]
+        factory = spec(dim, bits)
         # faiss seeds its k-means alike every time; the order of its input is what varies.
         order = np.random.default_rng(seed).permutation(len(database))[:_TRAIN_ROWS]
-        index.train(database[order])
+        try:
+            index = faiss.index_factory(dim, factory)
+            _turn(index, seed)
+            index.train(database[order])
+        except RuntimeError as error:
+            raise InputError(f"faiss cannot make {factory} of {dim} dimensions: {error}") from None
         index.add(database)
         return index.search(queries, k)[1]
 
     return method
+
+
+def _turn(index: faiss.Index, seed: int) -> None:
+    """Draw the random rotation before the codes, if there is one, anew."""
+    if isinstance(index, faiss.IndexPreTransform):
+        first = faiss.downcast_VectorTransform(index.chain.at(0))
+        if isinstance(first, faiss.RandomRotationMatrix):
+            first.init(seed)
 
 
 def _hamming(hashing: Hashing) -> Method:

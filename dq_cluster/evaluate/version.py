@@ -29,10 +29,9 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
     """Quality of a version on query features, against exact search over database features.
 
     Reports recall@10 (share of the ten exact neighbours among the ten found), with second codes
-    also after re-ranking, and where both
-    feature sets have labels mAP@k of the codes and of exact search; queries without a label are
-    left out of it, and counted. Exact search is by cosine
-    of the centred features, over the whole database, a block at a time.
+    also after re-ranking, and where both feature sets have labels mAP@k of the codes and of exact
+    search; queries without a label are left out of it, and counted. Exact search is by cosine of
+    the centred features, over the whole database, a block at a time.
 
     Raises InputError where the database's ids are not the version's.
     """
@@ -63,10 +62,11 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
     if queries.labelled and database.labelled:
         asked = queries.labels(0, len(features))
         known = database.labels(0, database.rows)
-        if unlabelled := int((~labelled(asked)).sum()):
-            result["queries without label"] = unlabelled
-        result[f"mAP@{k}"] = mean_average_precision(found, asked, known, k)
-        result[f"mAP@{k} exact"] = mean_average_precision(exact, asked, known, k)
+        if missing := int((~labelled(asked)).sum()):
+            result["queries without label"] = missing
+        if missing < len(asked):
+            result[f"mAP@{k}"] = mean_average_precision(found, asked, known, k)
+            result[f"mAP@{k} exact"] = mean_average_precision(exact, asked, known, k)
     return result
 
 

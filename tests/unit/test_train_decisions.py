@@ -86,6 +86,8 @@ def test_the_gate_names_the_numbers() -> None:
         check_gate(QualityGate(min_recall_at_10=0.5), measured)
     with pytest.raises(QualityGateError, match=r"map_at_1000 0\.3000 is below 0\.3500"):
         check_gate(QualityGate(min_map=0.35), measured)
+    with pytest.raises(QualityGateError, match=r"map_at_1000 0\.0000 is below"):
+        check_gate(QualityGate(min_map=0.35), {"queries": 500, "recall_at_10": 0.41})
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])

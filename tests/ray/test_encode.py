@@ -166,6 +166,25 @@ def test_every_bad_input_is_a_reject_with_its_reason(
     assert rejects.column("uri")[0].as_py().startswith(f"{path}#")
 
 
+def test_of_a_damaged_tar_the_rest_is_one_reject(
+    tmp_path: Path, index: str, card: ModelCard
+) -> None:
+    members = {f"{n:02d}.jpg": data for n, data in enumerate(IMAGES[:20])}
+    whole = write_tar(tmp_path / "tars" / "a.tar", members).read_bytes()
+    (tmp_path / "tars" / "b.tar").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "tars" / "c.tar").write_bytes(b"no tar at all")
+    source = SourceSettings(kind="webdataset", uri=str(tmp_path / "tars"))
+    encode(settings_for(index, card, source, max_reject_fraction=0.1))
+    catalog, manifest = current(index)
+    ids = read_version(catalog.storage, manifest).column("id").to_pylist()
+    half = [f"b.tar/{n:02d}" for n in range(len(ids) - 20)]
+    assert ids == [f"a.tar/{n:02d}" for n in range(20)] + half
+    assert 5 < len(half) < 15
+    assert read_rejects(catalog.storage, manifest).select(["id", "reason"]).to_pylist() == [
+        {"id": name, "reason": "unreadable_file"} for name in ("b.tar", "c.tar")
+    ]
+
+
 def test_an_id_that_comes_twice_in_a_fragment_is_rejected_the_second_time(
     tmp_path: Path, index: str, card: ModelCard
 ) -> None:
@@ -225,6 +244,9 @@ def test_appending_shares_the_old_files(
     other = more.model_copy(update={"columns": ()})
     with pytest.raises(InputError, match="its columns is"):
         encode(settings_for(index, card, other, append=True))
+    foreign = tiny_model(Storage(index), backbone.model_copy(update={"mean": (0.5, 0.5, 0.5)}))
+    with pytest.raises(InputError, match="its model is"):
+        encode(settings_for(index, foreign, more, append=True))
 
 
 def test_cells_are_stored_with_the_codes_and_order_them(

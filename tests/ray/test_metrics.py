@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from dq_cluster.encode.progress import RunProgress
+from dq_cluster.index.ledger import Receipt
 from dq_cluster.observe import metrics
 from tests.helm.conftest import Helm, tool
 from tests.helm.watching import LABELS, dashboard_queries, rules, write_rules
@@ -29,6 +31,7 @@ class Service:
     """An actor that reports every metric as a busy service and a busy run would."""
 
     def __init__(self) -> None:
+        self.progress = RunProgress("encode", fragments=100_000, done=0)
         self.fragments = 0
 
     def work(self) -> None:
@@ -48,10 +51,18 @@ class Service:
             metrics.SHARD_CODES.set(SHARDS[shard], shard=shard)
         metrics.INDEX_VERSION.set(7)
         self.fragments += 1
-        metrics.ENCODE_IMAGES.inc(99)
-        metrics.ENCODE_REJECTS.inc()
-        metrics.ENCODE_FRAGMENTS.set(100_000)
-        metrics.ENCODE_FRAGMENTS_DONE.set(self.fragments)
+        self.progress.add(
+            Receipt(
+                fragment=self.fragments,
+                rows=99,
+                rejected=1,
+                reasons={"empty": 1},
+                files=(),
+                rejects=(),
+                columns={},
+                seconds={},
+            )
+        )
         for term in ("triplet", "reconstruction"):
             metrics.TRAIN_LOSS.set(0.5, term=term)
         metrics.TRAIN_SAMPLES.inc(256)
@@ -164,6 +175,7 @@ def test_every_rule_and_dashboard_finds_data(prometheus: Prometheus) -> None:
         assert set(metric.labels) <= row["metric"].keys()
     for shard, codes in SHARDS.items():
         assert prometheus.values(f'max(ray_dq_shard_codes{{shard="{shard}"}})') == [codes]
+    assert prometheus.values("max(ray_dq_encode_fragments)") == [100_000]
     (failed,) = prometheus.values("dq:queries_failed:ratio_rate5m")
     assert 0.01 < failed < 1
     assert "DqShardLoadFailed" in firing(prometheus)

@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--target", type=float, default=0.8)
+    parser.add_argument("--target", type=float, default=0.9)
     asked = parser.parse_args()
     system = SYSTEMS[asked.system]
     if asked.step == "build":
@@ -92,7 +92,8 @@ def under_load(
         from benchmarks.serve import drive
 
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            times, _ = pool.apply(drive, (search.url, clients, batch, K, seconds, queries))
+            asked = (search.url, clients, batch, K, seconds, queries, effort)
+            times, _ = pool.apply(drive, asked)
         elapsed = seconds
     else:
         begin = time.perf_counter()

@@ -82,9 +82,12 @@ def make_codes(
 
 
 def publish_codes(
-    index: "Index", card: "ModelCard", parts: "Iterable[tuple[np.ndarray, np.ndarray]]"
+    index: "Index", card: "ModelCard", parts: "Iterable[tuple[np.ndarray, ...]]"
 ) -> int:
-    """Publish ids (n,) and codes (n, code_size), a file for each part; returns the version."""
+    """Publish a file of each part; returns the version.
+
+    A part is ids (n,), codes (n, code_size), and second codes (n, refine_m) where the model has.
+    """
     import pyarrow as pa
 
     from dq_cluster import __version__
@@ -95,11 +98,13 @@ def publish_codes(
         write_code_file(
             index.storage,
             f"data/{card.digest[:12]}/part-{number:05d}.parquet",
-            code_table(pa.array(ids), codes, card.geometry),
+            code_table(
+                pa.array(ids), codes, card.geometry, refine_codes=second[0] if second else None
+            ),
             model=card.digest,
             geometry=card.geometry,
         )
-        for number, (ids, codes) in enumerate(parts)
+        for number, (ids, codes, *second) in enumerate(parts)
     )
     published = index.publish(
         lambda version, parent: Manifest(
@@ -177,6 +182,7 @@ def drive(
     k: int,
     seconds: float,
     embeddings: "np.ndarray | None" = None,
+    k_factor: int = 1,
 ) -> tuple[list[float], list[dict[str, float]]]:
     """Latencies of `clients` connections that ask as fast as they are answered.
 
@@ -193,7 +199,7 @@ def drive(
     questions = []
     for start in range(0, len(embeddings) - batch + 1, batch):
         asked = embeddings[start : start + batch].astype(float).round(4).tolist()
-        body = json.dumps({"embeddings": asked, "k": k})
+        body = json.dumps({"embeddings": asked, "k": k, "k_factor": k_factor})
         questions.append(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
     turns = itertools.cycle(questions)
     times: list[float] = []

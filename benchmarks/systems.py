@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-BYTES, K, SHARDS = 16, 10, 4
+BYTES, SECOND_BYTES, K, SHARDS = 16, 32, 10, 4
 _TRAINED_ON = 50_000
 _LISTS = 256
 
@@ -24,13 +24,13 @@ Search = Callable[[np.ndarray, int], np.ndarray]
 class System:
     """`build(base, folder)` writes it; `load(folder)` opens it while the context lasts.
 
-    efforts: values of its knob between speed and recall, ascending; `knob` names it. bytes: of a
-    vector of d dimensions, where it is searched. note: what a reader of the table must know.
+    efforts: values of its knob between speed and recall, ascending; `knob` names it. bytes: what
+    it holds of a vector of d dimensions. note: what a reader of the table must know.
     """
 
     build: Callable[[np.ndarray, Path], None]
     load: Callable[[Path], Any]
-    bytes: Callable[[int], int]
+    bytes: Callable[[int], str]
     efforts: tuple[int, ...] = (0,)
     knob: str = ""
     foreign: bool = True
@@ -51,19 +51,33 @@ def build_dq_cluster(nbits: Any) -> Callable[[np.ndarray, Path], None]:
         # Every product quantizer here is trained by k-means on the vectors as they are: the
         # table compares search, not models. The network is not asked for anything.
         dim = base.shape[1]
-        pq = faiss.ProductQuantizer(dim, BYTES * 8 // nbits, nbits)
-        pq.train(base[:_TRAINED_ON])
         settings = ModelSettings(
-            bits=BYTES * 8, nbits=nbits, dim=dim, hidden=(dim,), components=dim
+            bits=BYTES * 8,
+            nbits=nbits,
+            refine_bits=SECOND_BYTES * 8,
+            dim=dim,
+            hidden=(dim,),
+            components=dim,
         )
         network = DeepQuan(settings, dim)
-        words = torch.from_numpy(faiss.vector_to_array(pq.centroids))
-        with torch.no_grad():
-            network.codebooks.copy_(words.reshape(network.codebooks.shape))
+        quantizers = [
+            faiss.ProductQuantizer(dim, BYTES * 8 // nbits, nbits),
+            faiss.ProductQuantizer(dim, SECOND_BYTES, 8),
+        ]
+        for pq, codebooks in zip(
+            quantizers, (network.codebooks, network.refine_codebooks), strict=True
+        ):
+            pq.train(base[:_TRAINED_ON])
+            words = torch.from_numpy(faiss.vector_to_array(pq.centroids))
+            codebooks.copy_(words.reshape(codebooks.shape))
         index = Index.at(str(folder))
         card = save_model(index.storage, network, preprocessing={}, training={}, evaluation={})
         parts = np.array_split(np.arange(len(base)), 8)
-        publish_codes(index, card, ((part, pq.compute_codes(base[part])) for part in parts))
+        publish_codes(
+            index,
+            card,
+            ((part, *(pq.compute_codes(base[part]) for pq in quantizers)) for part in parts),
+        )
 
     return build
 
@@ -73,7 +87,9 @@ def load_dq_cluster(target: Path | str) -> Iterator[Search]:
     from dq_cluster.client import Client
 
     with Client(target) as client:
-        yield lambda queries, effort: ids_of(client.search(embeddings=queries, k=K))
+        yield lambda queries, effort: ids_of(
+            client.search(embeddings=queries, k=K, k_factor=effort)
+        )
 
 
 @dataclass(frozen=True)
@@ -253,25 +269,33 @@ def load_qdrant(folder: Path) -> Iterator[Search]:
     client.close()
 
 
+def _two_codes(dim: int) -> str:
+    return f"{BYTES} + {SECOND_BYTES} on disk"
+
+
+_FACTORS = (1, 2, 4, 8, 16, 32)
+
 SYSTEMS: dict[str, System] = {
-    "faiss IndexPQ, 8-bit": System(build_faiss, load_faiss, lambda d: BYTES, foreign=False),
+    "faiss IndexPQ, 8-bit": System(build_faiss, load_faiss, lambda d: f"{BYTES}", foreign=False),
     "dq_cluster, 8-bit": System(
-        build_dq_cluster(8), load_dq_cluster, lambda d: BYTES, foreign=False
+        build_dq_cluster(8), load_dq_cluster, _two_codes, _FACTORS, "k_factor", foreign=False
     ),
     "dq_cluster, 4-bit": System(
-        build_dq_cluster(4), load_dq_cluster, lambda d: BYTES, foreign=False
+        build_dq_cluster(4), load_dq_cluster, _two_codes, _FACTORS, "k_factor", foreign=False
     ),
     "dq_cluster, 4-bit, query API": System(
         build_dq_cluster(4),
         load_api,
-        lambda d: BYTES,
+        _two_codes,
+        _FACTORS,
+        "k_factor",
         foreign=False,
         note=f"{SHARDS} shards over HTTP; RAM and loading are of all of Ray and Serve",
     ),
     "lancedb IVF_PQ": System(
         build_lancedb,
         load_lancedb,
-        lambda d: BYTES,
+        lambda d: f"{BYTES} + {4 * d} on disk",
         efforts=(0, 1, 2, 4, 8, 16, 32),
         knob="refine_factor",
         note="every partition is searched; refining reads whole vectors from disk",
@@ -279,7 +303,7 @@ SYSTEMS: dict[str, System] = {
     "milvus-lite IVF_SQ8": System(
         build_milvus_lite,
         load_milvus_lite,
-        lambda d: d,
+        str,
         efforts=(1, 2, 4, 8, 16, 32, 64, 128, 256),
         knob="nprobe",
         note="has no product quantizer: one byte per dimension is its shortest code",
@@ -287,7 +311,7 @@ SYSTEMS: dict[str, System] = {
     "hnswlib": System(
         build_hnswlib,
         load_hnswlib,
-        lambda d: 4 * d + 16 * 2 * 4,
+        lambda d: f"{4 * d + 16 * 2 * 4}",
         efforts=(10, 20, 40, 80, 160),
         knob="ef",
         note="whole vectors and a graph",
@@ -295,7 +319,7 @@ SYSTEMS: dict[str, System] = {
     "qdrant-client, local mode": System(
         build_qdrant,
         load_qdrant,
-        lambda d: 4 * d,
+        lambda d: f"{4 * d}",
         note="local mode compares whole vectors by brute force in numpy, whatever is configured; "
         "in memory, because on disk it commits every vector on its own, so loading is building",
     ),

@@ -5,6 +5,10 @@ lists other files cannot be used to read them. Nothing is fetched over HTTP.
 """
 
 import io
+import re
+import tarfile
+import time
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -14,31 +18,38 @@ from PIL import Image
 from dq_cluster.errors import DqError, NotFoundError
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import decode_image
+from dq_cluster.images.files import IMAGE_SUFFIXES
 from dq_cluster.storage import Storage
 
 _IMAGE_COLUMN = "image"
+_ROW = re.compile(r"(.+?\.parquet)#(\d+)")
+_MEMBER = re.compile(r"(.+?\.(?:tar|tar\.gz|tgz))#(.+)", re.IGNORECASE)
 
 
 def thumbnail(uri: str | None, limits: ImageLimits, size: int = 160) -> bytes:
     """A JPEG of the middle of the image at `uri`, `size` pixels a side.
 
-    The URI is that of a file, or `<file>.parquet#<row>` for a row with the bytes of an image in
-    the column `image`. Raises NotFoundError where there is no picture.
+    The URI is that of a file, `<file>.parquet#<row>` for a row with the bytes of an image in the
+    column `image`, or `<file>.tar#<key>` for a sample of a WebDataset. Raises NotFoundError where
+    there is no picture.
     """
-    folder, _, name = (uri or "").rpartition("/")
-    file, _, row = name.rpartition("#")
+    row, member = _ROW.fullmatch(uri or ""), _MEMBER.fullmatch(uri or "")
+    inside = row or member
+    folder, _, name = (inside[1] if inside else uri or "").rpartition("/")
     try:
         if not folder:
             raise NotFoundError("no picture")
         storage = Storage(folder)
-        if file.endswith(".parquet") and row.isdecimal():
-            data = _row(storage, file, int(row), limits.max_bytes)
+        if row:
+            data = _row(storage, name, int(row[2]), limits.max_bytes)
+        elif member:
+            data = _member(storage, name, member[2], limits)
         elif storage.size(name) > limits.max_bytes:
             raise NotFoundError("no picture")
         else:
             data = storage.read(name)
         pixels = decode_image(data, size, limits)
-    except (DqError, pa.ArrowException):
+    except (DqError, pa.ArrowException, tarfile.TarError, zlib.error, EOFError, OSError):
         raise NotFoundError("the index names no readable picture for this image") from None
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=85)
@@ -60,3 +71,20 @@ def _row(storage: Storage, name: str, row: int, max_bytes: int) -> bytes:
     if not isinstance(data, bytes):
         raise NotFoundError("no picture")
     return data
+
+
+def _member(storage: Storage, name: str, key: str, limits: ImageLimits) -> bytes:
+    """The image of one sample. A tar has no table of contents: headers are read up to it."""
+    deadline = time.monotonic() + limits.max_seconds
+    with storage.open(name) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
+        for member in tar:
+            folder, slash, file = member.name.rpartition("/")
+            stem, _, extension = file.partition(".")
+            suffix = f".{extension.lower().rpartition('.')[2]}"
+            if folder + slash + stem == key and suffix in IMAGE_SUFFIXES and member.isfile():
+                content = tar.extractfile(member) if member.size <= limits.max_bytes else None
+                if content is not None:
+                    return content.read()
+            if time.monotonic() > deadline:
+                break
+    raise NotFoundError("no picture")

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from dq_cluster.serve.http import make_api
 from dq_cluster.serve.local import LocalService
 from dq_cluster.serve.security import Guard
 from dq_cluster.serve.shard import DoesNotFitError, check_fits
+from dq_cluster.storage import Storage
 from tests.support import make_model, make_pictures, make_version
 
 LIMITS = Limits(max_body_bytes=100_000, max_k=50, max_batch=8)
@@ -211,6 +213,40 @@ def test_a_row_of_a_parquet_file_is_a_picture(tmp_path: Path) -> None:
     pq.write_table(pa.table({"picture": images}), path)
     with pytest.raises(NotFoundError):
         thumbnail(f"{path}#0", ImageLimits())
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_a_sample_of_a_webdataset_is_a_picture(tmp_path: Path, s3: str, suffix: str) -> None:
+    pngs = make_pictures(tmp_path / "png", 3)
+    path = tmp_path / f"pile.{suffix}"
+    with tarfile.open(path, "w:gz" if suffix == "tar.gz" else "w") as tar:
+        tar.add(tmp_path / "png", "some")  # a folder, which is no sample
+        for png in pngs:
+            tar.add(png, f"of/{png.stem}.left.png")
+            tar.add(png, f"of/{png.stem}.txt")
+    Storage(s3).upload(path, f"tars/{path.name}")
+    for pile in (str(tmp_path), f"{s3}/tars"):
+        for png in pngs:
+            shown = thumbnail(f"{pile}/{path.name}#of/{png.stem}", ImageLimits())
+            assert shown == thumbnail(str(png), ImageLimits())
+        for key in ("of/nobody", "of", "some", pngs[0].stem, f"of/{pngs[0].stem}.txt"):
+            with pytest.raises(NotFoundError, match="no readable picture"):
+                thumbnail(f"{pile}/{path.name}#{key}", ImageLimits())
+        with pytest.raises(NotFoundError):
+            thumbnail(f"{pile}/absent.{suffix}#of/{pngs[0].stem}", ImageLimits())
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(NotFoundError):
+        thumbnail(f"{path}#of/{pngs[2].stem}", ImageLimits())
+
+
+def test_a_picture_in_a_bucket(tmp_path: Path, s3: str) -> None:
+    (png,) = make_pictures(tmp_path, 1)
+    pq.write_table(pa.table({"image": [png.read_bytes()]}), tmp_path / "pile.parquet")
+    for name in (png.name, "pile.parquet"):
+        Storage(s3).upload(tmp_path / name, name)
+    expected = thumbnail(str(png), ImageLimits())
+    assert thumbnail(f"{s3}/{png.name}", ImageLimits()) == expected
+    assert thumbnail(f"{s3}/pile.parquet#0", ImageLimits()) == expected
 
 
 def test_a_row_without_a_readable_picture_has_none(http: TestClient) -> None:

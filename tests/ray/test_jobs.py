@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dq_cluster.evaluate.config import EvaluateSettings
+from dq_cluster.evaluate.version import evaluate_version
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.models import list_models, read_card
 from tests.seaweed import free_ports
@@ -126,12 +128,14 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_train_encode_serve_twice(head: Head, features: Path, tmp_path: Path) -> None:
     index = Index.at(str(tmp_path / "index"))
     for attempt in (1, 2):
-        nlist = 4 * (attempt - 1)  # first a flat version, then one with cells
+        # First a flat version, then one with cells and second codes.
+        nlist, refine_bits = 4 * (attempt - 1), 64 * (attempt - 1)
         head.submit(
             "python", "jobs/train.py", "--config", "configs/laptop/train.yaml",
             f"index={index.storage.uri}", f"features={features}", f"name=run{attempt}",
             "model.bits=16", "model.dim=16", "model.hidden=[32]", "model.components=16",
             "model.epochs=1", f"seed={attempt}", f"nlist={nlist}",
+            f"model.refine_bits={refine_bits}",
         )  # fmt: skip
         models = list_models(index.storage)
         assert len(models) == attempt
@@ -144,7 +148,11 @@ def test_train_encode_serve_twice(head: Head, features: Path, tmp_path: Path) ->
         assert summary["version"] == attempt
         assert index.manifest().rows == ROWS
         assert index.manifest().geometry.nlist == nlist
+        assert index.manifest().geometry.refine_m * 8 == refine_bits
         _serve_and_search(head, index, attempt)
+    asked = {"index": index.storage.uri, "database": str(features), "queries": str(features)}
+    measured = evaluate_version(EvaluateSettings(**asked, max_queries=300))
+    assert measured["recall@10 re-ranked"] > measured["recall@10"]
 
 
 def _serve_and_search(head: Head, index: Index, version: int) -> None:

@@ -1,5 +1,6 @@
 """faiss indexes over codes that already exist: nothing is trained, nothing is encoded again."""
 
+import functools
 import time
 
 import faiss
@@ -83,18 +84,25 @@ def scans_fast(geometry: CodeGeometry) -> bool:
     return geometry.nbits == 4 and not (geometry.nlist and geometry.metric == "ip")
 
 
-def choose_simd(codebooks: np.ndarray, geometry: CodeGeometry) -> str:
+def choose_simd(geometry: CodeGeometry) -> str:
     """Set this process to the instruction set that scans such codes fastest; return its name.
 
     Which one that is differs between processors: gathers, on which wide 8-bit scans depend, are
-    slow on some, and there the scalar loop wins. Measured on a sample, in a tenth of a second.
+    slow on some, and there the scalar loop wins. Measured in a tenth of a second, once in a
+    process: while the next version loads, searches on the current one keep their speed.
     """
-    sample = np.random.default_rng(0).integers(
-        0, 256, (_SAMPLE, geometry.code_size), dtype=np.uint8
-    )
-    index = flat(sample, codebooks, geometry)
-    queries = np.ascontiguousarray(codebooks.reshape(geometry.m, geometry.ksub, -1)[:, :4])
-    queries = queries.transpose(1, 0, 2).reshape(4, geometry.dim).astype(np.float32)
+    fastest = _fastest_simd(geometry)
+    faiss.SIMDConfig.set_level(getattr(faiss, f"SIMDLevel_{fastest}"))
+    return fastest
+
+
+@functools.cache
+def _fastest_simd(geometry: CodeGeometry) -> str:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (_SAMPLE, geometry.code_size), dtype=np.uint8)
+    words = rng.normal(size=(geometry.m, geometry.ksub, geometry.dsub)).astype(np.float32)
+    index = flat(codes, words, geometry)
+    queries = rng.normal(size=(4, geometry.dim)).astype(np.float32)
     seconds = {}
     for name in _LEVELS:
         level = getattr(faiss, f"SIMDLevel_{name}")
@@ -102,9 +110,7 @@ def choose_simd(codebooks: np.ndarray, geometry: CodeGeometry) -> str:
             continue
         faiss.SIMDConfig.set_level(level)
         seconds[name] = min(_timed(index, queries) for _ in range(_REPEATS))
-    fastest = min(seconds, key=seconds.__getitem__)
-    faiss.SIMDConfig.set_level(getattr(faiss, f"SIMDLevel_{fastest}"))
-    return fastest
+    return min(seconds, key=seconds.__getitem__)
 
 
 def _timed(index: faiss.Index, queries: np.ndarray) -> float:

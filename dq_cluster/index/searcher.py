@@ -55,7 +55,7 @@ class Searcher:
         self.codebooks = codebooks
         self.words = Words(codebooks, geometry)
         self.base = base
-        self.simd = faiss_index.choose_simd(codebooks, geometry)
+        self.simd = faiss_index.choose_simd(geometry)
         self.codes = codes
         self._deleted = np.empty(0, np.int64) if deleted is None else deleted
         self._skips = self._deleted - np.arange(len(self._deleted))

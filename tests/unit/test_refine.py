@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,9 @@ from dq_cluster.index.searcher import Searcher
 from dq_cluster.index.shards import plan_shards
 from dq_cluster.index.tombstones import delete_ids
 from dq_cluster.index.verify import verify
+from dq_cluster.model import quantizer
+from dq_cluster.model.config import ModelSettings
+from dq_cluster.model.fit import embed_all, fit
 from tests.support import encode, make_index, make_vectors, train_words
 
 SECOND = CodeGeometry(dim=16, m=8)
@@ -141,3 +145,19 @@ def test_a_longer_code_finds_more_of_the_exact_neighbours() -> None:
         return float(np.mean([np.isin(e, r).mean() for e, r in zip(exact, rows, strict=True)]))
 
     assert recall(rerank([answer], 10)[1]) > recall(answer[1][:, :10]) + 0.2
+
+
+def test_the_first_codes_are_those_of_the_model_without_it() -> None:
+    features = make_vectors(400, 24)
+    plain = ModelSettings(
+        bits=16, dim=16, hidden=(), components=16, neighbours=5, epochs=1, batch_size=100
+    )
+    one = fit(features, plain, seed=0).state_dict()
+    other = fit(features, plain.model_copy(update={"refine_bits": 64}), seed=0)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other.state_dict()[name], tensor, atol=0, rtol=0)
+    embedding = embed_all(other, torch.from_numpy(features))
+    words = quantizer.decode(other.refine(embedding).long(), other.refine_codebooks)
+    assert (words - embedding).square().sum() < (
+        other.quantize(embedding) - embedding
+    ).square().sum()

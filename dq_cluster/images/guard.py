@@ -54,6 +54,7 @@ class Apart:
     """`decode_image` in a child process; an image that ends it is rejected. Use as a context.
 
     The child ends itself when an image takes `limits.max_seconds`, and when this process is gone.
+    Raises MemoryError where none can be started.
     """
 
     def __init__(self, limits: ImageLimits) -> None:
@@ -90,10 +91,14 @@ class Apart:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self._pipe, theirs = context.Pipe()
-        self._child = context.Process(target=_serve, args=(theirs, self._limits), daemon=True)
-        self._child.start()
-        theirs.close()
-        self._pipe.recv()  # from here on, what ends it is an image
+        child = context.Process(target=_serve, args=(theirs, self._limits), daemon=True)
+        try:
+            child.start()
+            self._child = child
+            theirs.close()
+            self._pipe.recv()  # from here on, what ends it is an image
+        except (EOFError, OSError) as error:
+            raise MemoryError("the process to decode images in did not start") from error
 
     def _end(self) -> None:
         if self._child is not None:

@@ -75,6 +75,21 @@ def test_the_child_goes_with_its_parent(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
+def test_where_no_child_can_start_no_image_is_to_blame(tmp_path: Path) -> None:
+    script = tmp_path / "short.py"
+    script.write_text(
+        "import resource\n"
+        "from dq_cluster.images.config import ImageLimits\n"
+        "from dq_cluster.images.guard import Apart\n"
+        "if __name__ == '__main__':\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))\n"
+        "    with Apart(ImageLimits()) as decode:\n"
+        f"        decode({GOOD!r}, 32)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert "MemoryError: the process to decode images in did not start" in done.stderr
+
+
 def test_a_hanging_image_ends_the_process_that_is_watched(tmp_path: Path) -> None:
     script = tmp_path / "watched.py"
     script.write_text(

@@ -61,9 +61,10 @@ def main() -> None:
     size = found["bytes"]
     rate = size / found["refresh_s"] / 1e6
     disk = max(found["disk_mb_s"])
+    busy = sum(each["cpu_s"] for each in found["replicas"].values())
     print(
         f"{size / 1e6:.0f} MB searchable in {found['refresh_s']:.2f} s: {rate:.0f} MB/s, "
-        f"{rate / disk:.2f} of the disk's {disk:.0f}"
+        f"{rate / disk:.2f} of the disk's {disk:.0f}; {size / busy / 1e6:.0f} MB per CPU second"
     )
     allowed = (asked.rows / asked.shards * (asked.bytes + _ALLOWED[0]) + _ALLOWED[1]) / 1e6
     for name, each in found["replicas"].items():
@@ -71,7 +72,7 @@ def main() -> None:
             f"{name}: {each['rss']:.0f} MB resident of {allowed:.0f} allowed; anonymous "
             f"{each['anonymous']:.0f} (before: {each['before']['anonymous']:.0f}), file-backed "
             f"{each['file']:.0f} (before: {each['before']['file']:.0f}), peak {each['peak']:.0f}; "
-            f"{each['from_disk']:.0f} MB came from the disk"
+            f"{each['from_disk']:.0f} MB came from the disk, {each['cpu_s']:.2f} s of CPU"
         )
     print(json.dumps(found))
 
@@ -100,6 +101,7 @@ def measure(uri: str, files: list[Path], small: int, large: int, shards: int) ->
         }
         before = {name: memory(pid) for name, pid in processes.items()}
         read = {name: from_disk(pid) for name, pid in processes.items()}
+        used = {name: cpu(pid) for name, pid in processes.items()}
         forget(files)
         begin = time.perf_counter()
         info = client.refresh(large)
@@ -107,7 +109,11 @@ def measure(uri: str, files: list[Path], small: int, large: int, shards: int) ->
         assert client.search(embedding=query).version == info.version == large
         after = {
             name: memory(pid)
-            | {"before": before[name], "from_disk": (from_disk(pid) - read[name]) / 1e6}
+            | {
+                "before": before[name],
+                "from_disk": (from_disk(pid) - read[name]) / 1e6,
+                "cpu_s": cpu(pid) - used[name],
+            }
             for name, pid in sorted(processes.items())
         }
     ray.shutdown()
@@ -146,6 +152,12 @@ def from_disk(pid: int) -> int:
     """Bytes that a process has made the disk read."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("read_bytes")))
+
+
+def cpu(pid: int) -> float:
+    """Seconds of CPU that a process has used."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "semantic": {},
     "neighbours": {
         "hidden": (),
+        "dim": 32,
         "components": 256,
         "triplet_weight": 0.0,
         "manifold_weight": 0.0,
-        "isometry_weight": 1.0,
+        "quantization_weight": 0.0,
+        "distillation_weight": 1.0,
+        "temperature": 0.05,
+        "learning_rate": 1e-3,
     },
 }
 
@@ -40,19 +44,19 @@ class ModelSettings(Settings):
     dim: int = Field(64, gt=0)
     metric: Metric = "l2"
     hidden: tuple[int, ...] = (512,)
-    components: int = Field(64, gt=0)
+    components: int = Field(128, gt=0)
 
     objective: Literal["semantic", "neighbours"] = "semantic"
     triplet_weight: float = Field(1.0, ge=0)
     manifold_weight: float = Field(0.1, ge=0)
     quantization_weight: float = Field(0.1, ge=0)
-    isometry_weight: float = Field(0.0, ge=0)
+    distillation_weight: float = Field(0.0, ge=0)
     temperature: float = Field(0.4, gt=0)
     neighbours: int = Field(50, gt=0)
 
     epochs: int = Field(10, gt=0)
     batch_size: int = Field(512, gt=1)
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(5e-4, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
 
     @model_validator(mode="before")

@@ -61,14 +61,8 @@ class DeepQuan(nn.Module):
             shape = (second.m, second.ksub, second.dsub)
             self.register_buffer("refine_codebooks", torch.zeros(shape))
         widths = (kept, *settings.hidden, settings.dim)
-        self.encoder = _mlp(widths)
-        self.decoder = _mlp(widths[::-1])
-        if not settings.hidden:
-            # A linear network starts as the projection on the leading axes.
-            for layer in (*self.encoder, *self.decoder):
-                assert isinstance(layer, nn.Linear)
-                nn.init.eye_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        self.encoder = Residual(widths)
+        self.decoder = Residual(widths[::-1])
 
     @property
     def geometry(self) -> CodeGeometry:
@@ -121,8 +115,28 @@ class DeepQuan(nn.Module):
         return Output(target, embedding, quantized, self.decoder(hidden))
 
 
-def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.GELU()]
-    return nn.Sequential(*layers[:-1])
+class Residual(nn.Module):
+    """A linear layer plus a multi-layer perceptron through `widths`, which starts at zero.
+
+    Training starts from the projection on the leading inputs, which the linear front has made a
+    good embedding already, and learns what to correct. With no hidden width it stays linear.
+    """
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.projection = nn.Linear(widths[0], widths[-1])
+        nn.init.eye_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+        self.correction = nn.Sequential()
+        if len(widths) > 2:
+            for inputs, outputs in pairwise(widths):
+                self.correction.extend([nn.Linear(inputs, outputs), nn.GELU()])
+            last = self.correction[-2]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.correction.pop(-1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        projected: Tensor = self.projection(inputs)
+        return projected + self.correction(inputs) if self.correction else projected

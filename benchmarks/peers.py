@@ -6,7 +6,8 @@
 One table: recall@10 of the exact neighbours, queries/s with 1, 16, and 64 clients that ask one
 query at a time and with one that asks 64 together, latencies, growth of resident memory, seconds
 to load and to build. What can compress gets 16 bytes per vector in memory; the rest is shown
-with what it takes. A system whose knob reaches the common recall target gets a second row there.
+with what it takes. A system with a knob gets a second row, where it reaches the common recall
+target or else as far as it goes.
 
 Every system is built and measured in processes of its own, one after the other; the clients of a
 library are threads of its process, those of the query API connections of another process.

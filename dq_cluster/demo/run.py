@@ -17,7 +17,7 @@ from dq_cluster.encode.run import encode
 from dq_cluster.evaluate.config import EvaluateSettings
 from dq_cluster.evaluate.report import Report
 from dq_cluster.evaluate.version import evaluate_version
-from dq_cluster.images.config import SourceSettings
+from dq_cluster.images.config import SourceSettings, ViewSettings
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.run import serving
@@ -95,7 +95,8 @@ def _featurize(source: SourceSettings, output: str) -> dict[str, Any]:
         FeaturizeSettings(
             source=source,
             output=output,
-            view_fraction=0.5,  # training wants some 10,000 pairs of views
+            # Training wants some 10,000 pairs of views, and a sleeve more or less is another class.
+            views=ViewSettings(fraction=0.5, min_area=0.7),
             pool=PoolSettings(encoders=encoders),
         )
     )

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from dq_cluster.config import Settings
-from dq_cluster.images.config import BackboneSettings, SourceSettings
+from dq_cluster.images.config import BackboneSettings, SourceSettings, ViewSettings
 from dq_cluster.index.planner import FRAGMENT_ROWS
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -32,16 +32,16 @@ class PoolSettings(Settings):
 class FeaturizeSettings(Settings):
     """Images in, backbone features out.
 
-    output: the folder or `s3://` prefix the feature files go to. view_fraction: share of the
-    images of which a second view (cropped, mirrored, recoloured at random) is featurized too;
-    training makes better codes with some thousands of such pairs. fragment_rows: images per
-    feature file. A run whose rejects pass the share `max_reject_fraction` fails.
+    output: the folder or `s3://` prefix the feature files go to. views: of some of the images
+    a second view is featurized too; training makes better codes with some thousands of such
+    pairs. fragment_rows: images per feature file. A run whose rejects pass the share
+    `max_reject_fraction` fails.
     """
 
     source: SourceSettings
     output: str
     backbone: BackboneSettings = BackboneSettings()
-    view_fraction: float = Field(default=0.2, ge=0, le=1)
+    views: ViewSettings = ViewSettings()
     pool: PoolSettings = PoolSettings()
     fragment_rows: int = Field(default=8192, ge=1)
     max_reject_fraction: float = Field(default=0.01, ge=0, le=1)

@@ -16,7 +16,7 @@ from dq_cluster.storage import Storage
 # Beside the feature files; readers of Parquet folders pass over names with a dot.
 _RUN = ".run"
 # The settings that decide what the files hold.
-_MEANING = {"source", "backbone", "view_fraction", "fragment_rows"}
+_MEANING = {"source", "backbone", "views", "fragment_rows"}
 
 
 def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
         output=FeatureOutput(
             storage,
             settings.backbone,
-            settings.view_fraction,
+            settings.views,
             settings.source.columns,
             settings.pool.batch_size,
             settings.pool.threads,

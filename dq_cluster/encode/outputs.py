@@ -16,7 +16,7 @@ import torch
 from dq_cluster.encode.load import Expectation
 from dq_cluster.geometry import Metric
 from dq_cluster.images.backbone import PREPROCESSING, Backbone, load_backbone
-from dq_cluster.images.config import BackboneSettings
+from dq_cluster.images.config import BackboneSettings, ViewSettings
 from dq_cluster.images.views import another_view, choose_for_views
 from dq_cluster.index.codefile import code_table, write_code_file, write_parquet
 from dq_cluster.index.manifest import FileEntry
@@ -114,7 +114,7 @@ class FeatureOutput:
 
     storage: Storage
     backbone: BackboneSettings
-    view_fraction: float
+    views: ViewSettings
     columns: tuple[str, ...]
     batch_size: int
     threads: int
@@ -135,11 +135,13 @@ class FeatureEncoder:
 
     def __call__(self, payload: np.ndarray) -> dict[str, np.ndarray]:
         arrays = {"feature": self._features(payload)}
-        if self._output.view_fraction:
-            chosen = choose_for_views(payload, self._output.view_fraction)
+        if self._output.views.fraction:
+            chosen = choose_for_views(payload, self._output.views.fraction)
             views = np.full_like(arrays["feature"], np.nan)
             if chosen.any():
-                views[chosen] = self._features(np.stack([another_view(p) for p in payload[chosen]]))
+                area = self._output.views.min_area
+                others = [another_view(pixels, area) for pixels in payload[chosen]]
+                views[chosen] = self._features(np.stack(others))
             arrays["view"] = views
         return arrays
 

@@ -57,6 +57,17 @@ class SourceSettings(Settings):
         return self
 
 
+class ViewSettings(Settings):
+    """Second views of images: cropped, mirrored, and recoloured at random.
+
+    fraction: share of the images that get one. min_area: least share of the image that a crop
+    keeps; close to 1 where the outline says what an image shows.
+    """
+
+    fraction: float = Field(default=0.2, ge=0, le=1)
+    min_area: float = Field(default=0.4, gt=0, le=1)
+
+
 class BackboneSettings(Settings):
     """The frozen network that turns pixels into features.
 

@@ -9,7 +9,6 @@ import zlib
 import numpy as np
 from PIL import Image, ImageEnhance
 
-_AREA = (0.4, 1.0)  # of the image that a crop keeps
 _ASPECT = (3 / 4, 4 / 3)
 _JITTER = 0.4  # brightness, contrast, and saturation change by at most this factor
 _GREY = 0.1  # of the views lose their colour
@@ -23,11 +22,12 @@ def choose_for_views(pixels: np.ndarray, fraction: float) -> np.ndarray:
     return np.array([_seed(image) < fraction * 2**32 for image in pixels], bool)
 
 
-def another_view(pixels: np.ndarray) -> np.ndarray:
-    """A view (s, s, 3) uint8 of an image (s, s, 3) uint8; the same for the same pixels."""
+def another_view(pixels: np.ndarray, min_area: float) -> np.ndarray:
+    """A view (s, s, 3) uint8 of at least `min_area` of an image (s, s, 3) uint8; the same for the
+    same pixels."""
     random = np.random.default_rng(_seed(pixels))
     size = len(pixels)
-    area = random.uniform(*_AREA) * size * size
+    area = random.uniform(min_area, 1) * size * size
     aspect = np.exp(random.uniform(*np.log(_ASPECT)))
     width, height = min(np.sqrt(area * aspect), size), min(np.sqrt(area / aspect), size)
     left, top = random.uniform(0, size - width), random.uniform(0, size - height)

@@ -71,7 +71,8 @@ def lloyd(
     for _ in range(iterations):
         codes = assign(embedding, codebooks)
         sums, counts = cell_statistics(embedding, codes, codebooks.shape[1])
-        codebooks = updated_codebooks(codebooks, all_reduce(sums), all_reduce(counts))
+        both = all_reduce(torch.cat([sums, counts.unsqueeze(2)], dim=2))  # one message, not two
+        codebooks = updated_codebooks(codebooks, both[..., :-1], both[..., -1])
     return codebooks
 
 

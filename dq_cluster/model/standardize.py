@@ -13,7 +13,7 @@ from dq_cluster.model.quantizer import AllReduce, alone
 # Share of the mean variance added to every direction, so that none is divided by nothing.
 _SHRINKAGE = 0.1
 # Principal axes that directions are looked for among; the rest is noise, and costs a cube.
-_AXES = 512
+_AXES = 1024
 # Found on held-out images: 0 keeps every direction alike, 1 leaves little but the first few.
 _EMPHASIS = 0.3
 

@@ -95,7 +95,7 @@ def backward(loss: Tensor) -> None:
 def use_mixed_precision(network: DeepQuan) -> None:
     """Run encoder and decoder in bfloat16; parameters, losses and codebooks stay float32."""
     for part in (network.encoder, network.decoder):
-        part.forward = _in_bfloat16(part.forward)  # type: ignore[method-assign]
+        part.forward = _in_bfloat16(part.forward)  # type: ignore[assignment, method-assign]
 
 
 def _in_bfloat16(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

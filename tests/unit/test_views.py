@@ -24,11 +24,11 @@ def pictures(count: int) -> np.ndarray:
 
 def test_a_view_is_another_picture_and_always_the_same_one() -> None:
     for image in pictures(20):
-        view = another_view(image)
+        view = another_view(image, 0.4)
         assert view.shape == image.shape
         assert view.dtype == np.uint8
         assert (view != image).any()
-        np.testing.assert_array_equal(view, another_view(image.copy()))
+        np.testing.assert_array_equal(view, another_view(image.copy(), 0.4))
 
 
 def test_about_the_wanted_share_is_chosen_whatever_the_batch() -> None:

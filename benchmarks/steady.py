@@ -68,7 +68,9 @@ def measure(
     )
     samples: dict[str, list[tuple[float, float]]] = {}
     context = multiprocessing.get_context("spawn")
-    with serving(ServeSettings(index=uri, shards=shards, port=0)) as url, context.Pool(1) as pool:
+    # A machine that is briefly busy with something else must not end a run of minutes.
+    settings = ServeSettings(index=uri, shards=shards, port=0, timeout_ms=10_000)
+    with serving(settings) as url, context.Pool(1) as pool:
         drive_for(pool, url, clients, _WARM_UP_S).wait()
         begin = time.perf_counter()
         load = drive_for(pool, url, clients, seconds)

@@ -1,24 +1,21 @@
 """Micro-batching: queries that wait anyway are searched together.
 
-At most two batches of a kind are under way, so that the shards work on one while the router reads
-the questions and writes the answers of the other. A query that finds a place free starts at once;
-those that come while none is free share the next batch. So a single client pays nothing, and many
-clients share the cost of asking the shards. A batch that takes unusually long gives up its place:
-a shard that hangs does not hold up the queries behind it.
+A query that finds no batch of its kind under way starts one at once. While one is under way,
+those that come share the next, which starts when the first is done or has taken unusually long.
+So a single client pays nothing, many clients share the cost of asking the shards, and a shard
+that hangs does not hold up the queries behind it.
 """
 
 import asyncio
 import contextvars
-import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 K = TypeVar("K")
 R = TypeVar("R")
-_AT_ONCE = 2
 _PATIENCE_S = 0.1
 
 
@@ -31,55 +28,34 @@ class _Caller(Generic[R]):
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
 
-class _Queue(Generic[R]):
-    """The callers of one kind, and which of its batches hold a place."""
-
-    def __init__(self) -> None:
-        self.waiting: list[_Caller[R]] = []
-        self.under_way: set[asyncio.Task[None]] = set()
-
-
 class Batcher(Generic[K, R]):
     """Runs `work(key, vectors)` with the vectors of several callers that have equal keys."""
 
     def __init__(self, work: Callable[[K, np.ndarray], Awaitable[R]], most: int) -> None:
         self._work = work
         self._most = most
-        self._queues: dict[K, _Queue[R]] = {}
+        self._waiting: dict[K, list[_Caller[R]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, key: K, vectors: np.ndarray) -> tuple[slice, R]:
         """The result of the batch that `vectors` (n, d) went into, and their places in it."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[tuple[slice, R]] = loop.create_future()
-        self._queues.setdefault(key, _Queue()).waiting.append(_Caller(vectors, future))
-        loop.call_soon(self._start, key)  # after those that arrived together with this one
+        future: asyncio.Future[tuple[slice, R]] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.get(key)
+        if waiting is not None:
+            waiting.append(_Caller(vectors, future))
+        else:
+            self._waiting[key] = [_Caller(vectors, future)]
+            self._spawn(self._drain(key))
         return await future
 
-    def _start(self, key: K) -> None:
-        """Start batches while there are callers and places."""
-        queue = self._queues.get(key)
-        if queue is None:
-            return
-        while queue.waiting and len(queue.under_way) < _AT_ONCE:
-            batch = self._take(queue)
+    async def _drain(self, key: K) -> None:
+        """Start batches until nobody of this kind waits."""
+        while self._waiting[key]:
+            batch = self._take(key)
             # In the context of its first query, so that logs and traces do not name an older one.
-            task = asyncio.get_running_loop().create_task(
-                self._run_batch(key, batch), context=batch[0].context
-            )
-            self._tasks.add(task)
-            queue.under_way.add(task)
-            task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(functools.partial(self._left, key))
-            asyncio.get_running_loop().call_later(_PATIENCE_S, self._left, key, task)
-        if not queue.waiting and not queue.under_way:
-            del self._queues[key]
-
-    def _left(self, key: K, task: asyncio.Task[None]) -> None:
-        """A batch is done, or takes too long to keep its place."""
-        if key in self._queues:
-            self._queues[key].under_way.discard(task)
-            self._start(key)
+            task = self._spawn(self._run_batch(key, batch), batch[0].context)
+            await asyncio.wait({task}, timeout=_PATIENCE_S)
+        del self._waiting[key]
 
     async def _run_batch(self, key: K, batch: list[_Caller[R]]) -> None:
         try:
@@ -96,13 +72,20 @@ class Batcher(Generic[K, R]):
                 caller.future.set_result((slice(begin, begin + rows), result))
             begin += rows
 
-    def _take(self, queue: _Queue[R]) -> list[_Caller[R]]:
+    def _spawn(
+        self, work: Coroutine[Any, Any, None], context: contextvars.Context | None = None
+    ) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _take(self, key: K) -> list[_Caller[R]]:
         """Remove from the queue as many callers as fit one batch, at least one."""
-        count, rows = 1, len(queue.waiting[0].vectors)
-        while count < len(queue.waiting) and (
-            rows + len(queue.waiting[count].vectors) <= self._most
-        ):
-            rows += len(queue.waiting[count].vectors)
+        waiting = self._waiting[key]
+        count, rows = 1, len(waiting[0].vectors)
+        while count < len(waiting) and rows + len(waiting[count].vectors) <= self._most:
+            rows += len(waiting[count].vectors)
             count += 1
-        taken, queue.waiting = queue.waiting[:count], queue.waiting[count:]
-        return taken
+        self._waiting[key] = waiting[count:]
+        return waiting[:count]

@@ -41,7 +41,7 @@ class ServeSettings(Settings):
     k_factor: int = Field(default=4, ge=1, le=MAX_K_FACTOR)
     timeout_ms: int = Field(default=2000, ge=1)
     min_coverage: float = Field(default=1.0, ge=0, le=1)
-    batch: int = Field(default=64, ge=1)
+    batch: int = Field(default=256, ge=1)
     memory_gb: float = Field(default=0, ge=0, description="of one replica; 0: what is free")
     load_timeout_s: float = Field(default=600, gt=0)
     limits: Limits = Limits()

@@ -43,8 +43,14 @@ class Router:
         self._name = uuid.uuid4().hex
         first = await self._keeper.follow.remote(self._name, None)
 
+        # Plain data both ways: cloudpickle would only cost time, more than a small search does.
+        plain = [
+            shard.options(request_serialization="pickle", response_serialization="pickle")
+            for shard in shards
+        ]
+
         async def call(shard: int, method: str, argument: Any) -> Any:
-            return await getattr(shards[shard], method).remote(argument)
+            return await getattr(plain[shard], method).remote(argument)
 
         served = await asyncio.to_thread(Served.load, self._index, first, settings)
         self._engine = Engine(served, settings, call)

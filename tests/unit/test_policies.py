@@ -166,34 +166,6 @@ def test_queries_that_wait_share_a_batch() -> None:
     assert sorted(sizes) == [1, 4, 8, 8]
 
 
-def test_two_batches_are_under_way_and_the_rest_wait_together() -> None:
-    async def run() -> list[int]:
-        gates = [asyncio.Event() for _ in range(3)]
-        sizes: list[int] = []
-
-        async def work(key: str, vectors: np.ndarray) -> None:
-            sizes.append(len(vectors))
-            await gates[len(sizes) - 1].wait()
-
-        async def arrive() -> asyncio.Task[Any]:
-            task = asyncio.ensure_future(batcher.run("key", np.ones((1, 1))))
-            for _ in range(5):
-                await asyncio.sleep(0)
-            return task
-
-        batcher: Batcher[str, None] = Batcher(work, most=8)
-        callers = [await arrive() for _ in range(5)]
-        assert sizes == [1, 1]
-        gates[1].set()
-        await callers[1]
-        gates[0].set()
-        gates[2].set()
-        await asyncio.gather(*callers)
-        return sizes
-
-    assert asyncio.run(run()) == [1, 1, 3]
-
-
 def test_batches_that_hang_hold_nobody_up() -> None:
     async def run() -> None:
         hanging = asyncio.Event()

@@ -56,7 +56,7 @@ class ModelSettings(Settings):
 
     epochs: int = Field(10, gt=0)
     batch_size: int = Field(512, gt=1)
-    learning_rate: float = Field(5e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
 
     @model_validator(mode="before")

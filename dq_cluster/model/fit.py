@@ -25,8 +25,10 @@ from dq_cluster.model.standardize import (
 )
 from dq_cluster.model.step import Batch, training_loss
 
-# Rotation and words are found from nothing; later epochs only follow the network.
+# Rotation and words are found from nothing; later epochs follow the network, and few words
+# need the rounds of all epochs together to settle.
 _FIRST_ROUNDS = 10
+_LATER_ROUNDS = 3
 # Of k-means for the second code, as many as faiss takes.
 _REFINE_ROUNDS = 25
 
@@ -198,7 +200,7 @@ def update_quantizer(
     if first:
         source = embedding if sample is None else sample
         codebooks = quantizer.initial_codebooks(source, geometry.m, geometry.ksub, seed)
-    for _ in range(_FIRST_ROUNDS if first else 1):
+    for _ in range(_FIRST_ROUNDS if first else _LATER_ROUNDS):
         codebooks = quantizer.lloyd(embedding, codebooks, 2, all_reduce)
         turn = quantizer.rotation(all_reduce(quantizer.cross_statistics(embedding, codebooks)))
         embedding = embedding @ turn

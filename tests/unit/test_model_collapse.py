@@ -9,7 +9,7 @@ from dq_cluster.model.fit import fit
 def final_summary(**weights: float) -> dict[str, float]:
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(6, 48))
-    features = centres[np.arange(600) % 6] + 2 * generator.normal(size=(600, 48))
+    features = centres[np.arange(600) % 6] + 3 * generator.normal(size=(600, 48))
     settings = ModelSettings(
         dim=16,
         bits=32,
@@ -30,7 +30,7 @@ def final_summary(**weights: float) -> dict[str, float]:
 
 def test_training_for_quantization_alone_collapses():
     collapsed = final_summary(triplet_weight=0, manifold_weight=0)
-    assert collapsed["variance"] < 0.4
+    assert collapsed["variance"] < 0.3
     # All images in one place are easy to quantize and impossible to tell apart.
     assert collapsed["quantization"] < 1e-3
 
@@ -43,4 +43,4 @@ def test_the_triplet_term_keeps_images_apart():
 
 
 def test_the_manifold_term_alone_keeps_images_apart_too():
-    assert final_summary(triplet_weight=0, manifold_weight=1)["variance"] > 0.5
+    assert final_summary(triplet_weight=0, manifold_weight=20)["variance"] > 0.5

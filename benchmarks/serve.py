@@ -47,7 +47,9 @@ def main() -> None:
         if not asked.slow_serve:
             fast_serve()
         rows += served(uri, asked.shards, asked.k, asked.seconds)
+    bare = max(row["qps"] for row in rows if row["case"].startswith("bare faiss"))
     for row in rows:
+        row["of_bare"] = round(row["qps"] / bare, 3)
         print(" | ".join(f"{name} {value}" for name, value in row.items()))
     print(json.dumps(rows))
 
@@ -161,7 +163,7 @@ def served(uri: str, shards: int, k: int, seconds: float) -> list[dict[str, Any]
     )
     rows = []
     with serving(ServeSettings(index=uri, shards=shards, cpus=1, port=0)) as url:
-        for clients, batch in ((1, 1), (16, 1), (64, 1), (1, 64), (4, 64)):
+        for clients, batch in ((1, 1), (16, 1), (64, 1), (1, 64), (8, 64)):
             context = multiprocessing.get_context("spawn")
             with context.Pool(1) as pool:
                 times, ms = pool.apply(drive, (url, clients, batch, k, seconds))

@@ -96,7 +96,7 @@ def _featurize(source: SourceSettings, output: str) -> dict[str, Any]:
             source=source,
             output=output,
             # Training wants some 10,000 pairs of views, and a sleeve more or less is another class.
-            views=ViewSettings(fraction=0.5, min_area=0.7),
+            views=ViewSettings(fraction=0.5, min_area=0.85),
             pool=PoolSettings(encoders=encoders),
         )
     )

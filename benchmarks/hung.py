@@ -12,12 +12,11 @@ import json
 import multiprocessing
 import os
 import signal
-import tempfile
 from typing import Any
 
 from benchmarks.processes import replicas
-from benchmarks.serve import drive, make_codes, row
-from dq_cluster.serve.run import fast_serve
+from benchmarks.serve import drive, query_api, row, scratch_index
+from dq_cluster.serve.config import ServeSettings
 
 
 def main() -> None:
@@ -27,12 +26,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--clients", type=int, default=4)
     asked = parser.parse_args()
-    fast_serve()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TMPDIR"] = folder
-        uri = f"{folder}/index"
-        make_codes(uri, asked.rows, 32, 4)
-        print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; {vars(asked)}")
+    with scratch_index(asked) as uri:
         phases = measure(uri, asked.shards, asked.clients, asked.seconds)
     for phase in phases:
         print(" | ".join(f"{name} {value}" for name, value in phase.items()))
@@ -43,21 +37,9 @@ def main() -> None:
 
 def measure(uri: str, shards: int, clients: int, seconds: float) -> list[dict[str, Any]]:
     """Latencies of the healthy phase and of the one with a stopped replica."""
-    import ray
-
-    from dq_cluster.serve.config import ServeSettings
-    from dq_cluster.serve.run import serving
-
-    ray.init(
-        address="local",
-        num_cpus=16,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-    )
     settings = ServeSettings(index=uri, shards=shards, replicas=2, cpus=1, port=0)
     phases = []
-    with serving(settings) as url, multiprocessing.get_context("spawn").Pool(1) as pool:
+    with query_api(settings) as url, multiprocessing.get_context("spawn").Pool(1) as pool:
         of_shards = [p for name, p in replicas(os.getpid()).items() if name.startswith("Shard0")]
         for name in ("healthy", "one replica hangs"):
             if name != "healthy":
@@ -68,7 +50,6 @@ def measure(uri: str, shards: int, clients: int, seconds: float) -> list[dict[st
                 if name != "healthy":
                     os.kill(of_shards[0], signal.SIGCONT)
             phases.append(row(name, 1, times, elapsed=seconds))
-    ray.shutdown()
     return phases
 
 

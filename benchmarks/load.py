@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.processes import memory, replicas
-from benchmarks.serve import DIM, make_codes
+from benchmarks.serve import DIM, make_codes, query_api
 from dq_cluster.client import Client
+from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.run import fast_serve
 
 _ROWS_PER_FILE = 1_000_000
@@ -79,22 +80,10 @@ def main() -> None:
 
 def measure(uri: str, files: list[Path], small: int, large: int, shards: int) -> dict[str, Any]:
     """Serve version `small`, then have version `large` of `files` loaded beside it."""
-    import ray
-
-    from dq_cluster.serve.config import ServeSettings
-    from dq_cluster.serve.run import serving
-
-    ray.init(
-        address="local",
-        num_cpus=16,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-    )
     settings = ServeSettings(index=uri, version=small, shards=shards, port=0)
     query = np.zeros(DIM, np.float32)
     disk = [read_speed(files, shards)]
-    with serving(settings) as url, Client(url, timeout_s=settings.load_timeout_s) as client:
+    with query_api(settings) as url, Client(url, timeout_s=settings.load_timeout_s) as client:
         client.search(embedding=query)
         processes = {
             name: pid for name, pid in replicas(os.getpid()).items() if name.startswith("Shard")
@@ -116,7 +105,6 @@ def measure(uri: str, files: list[Path], small: int, large: int, shards: int) ->
             }
             for name, pid in sorted(processes.items())
         }
-    ray.shutdown()
     disk.append(read_speed(files, shards))
     size = sum(file.stat().st_size for file in files)
     return {"bytes": size, "refresh_s": seconds, "disk_mb_s": disk, "replicas": after}

@@ -7,6 +7,7 @@ the table is measured in the same run, one after the other, by a client in its o
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -17,7 +18,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from dq_cluster.serve.run import fast_serve
+from dq_cluster.serve.config import ServeSettings
+from dq_cluster.serve.run import fast_serve, serving
 
 if TYPE_CHECKING:  # the clients' processes need none of it
     import numpy as np
@@ -147,12 +149,10 @@ def bare_faiss(uri: str, k: int, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def served(uri: str, shards: int, k: int, seconds: float) -> list[dict[str, Any]]:
-    """The same codes behind the query API."""
+@contextlib.contextmanager
+def query_api(settings: ServeSettings) -> Iterator[str]:
+    """The URL of the query API, on a Ray of its own."""
     import ray
-
-    from dq_cluster.serve.config import ServeSettings
-    from dq_cluster.serve.run import serving
 
     ray.init(
         address="local",
@@ -161,8 +161,29 @@ def served(uri: str, shards: int, k: int, seconds: float) -> list[dict[str, Any]
         log_to_driver=False,
         logging_level="error",
     )
+    try:
+        with serving(settings) as url:
+            yield url
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def scratch_index(asked: argparse.Namespace) -> Iterator[str]:
+    """An index of `asked.rows` 4-bit codes of 16 bytes; Serve is set to be fast."""
+    fast_serve()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"] = folder
+        uri = f"{folder}/index"
+        make_codes(uri, asked.rows, 32, 4)
+        print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; {vars(asked)}")
+        yield uri
+
+
+def served(uri: str, shards: int, k: int, seconds: float) -> list[dict[str, Any]]:
+    """The same codes behind the query API."""
     rows = []
-    with serving(ServeSettings(index=uri, shards=shards, cpus=1, port=0)) as url:
+    with query_api(ServeSettings(index=uri, shards=shards, cpus=1, port=0)) as url:
         for clients, batch in ((1, 1), (16, 1), (64, 1), (1, 64), (8, 64)):
             context = multiprocessing.get_context("spawn")
             with context.Pool(1) as pool:
@@ -173,7 +194,6 @@ def served(uri: str, shards: int, k: int, seconds: float) -> list[dict[str, Any]
                 statistics.median(m["total"] - m["search"] for m in ms), 2
             )
             rows.append(found)
-    ray.shutdown()
     return rows
 
 

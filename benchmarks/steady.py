@@ -12,15 +12,14 @@ import argparse
 import json
 import multiprocessing
 import os
-import tempfile
 import time
 from typing import Any
 
 import numpy as np
 
 from benchmarks.processes import memory, replicas
-from benchmarks.serve import drive, make_codes
-from dq_cluster.serve.run import fast_serve
+from benchmarks.serve import drive, query_api, scratch_index
+from dq_cluster.serve.config import ServeSettings
 
 _EVERY_S = 2.0
 _WARM_UP_S = 60.0
@@ -33,12 +32,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--clients", type=int, default=16)
     asked = parser.parse_args()
-    fast_serve()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TMPDIR"] = folder
-        uri = f"{folder}/index"
-        make_codes(uri, asked.rows, 32, 4)
-        print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; {vars(asked)}")
+    with scratch_index(asked) as uri:
         queries, samples = measure(uri, asked.shards, asked.clients, 60 * asked.minutes)
     found = {name: trend(taken) for name, taken in sorted(samples.items())}
     print(f"{queries} queries in {asked.minutes:g} minutes")
@@ -54,23 +48,11 @@ def measure(
     uri: str, shards: int, clients: int, seconds: float
 ) -> tuple[int, dict[str, list[tuple[float, float]]]]:
     """Answered queries, and samples (seconds, MB) of every process under load."""
-    import ray
-
-    from dq_cluster.serve.config import ServeSettings
-    from dq_cluster.serve.run import serving
-
-    ray.init(
-        address="local",
-        num_cpus=16,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-    )
     samples: dict[str, list[tuple[float, float]]] = {}
     context = multiprocessing.get_context("spawn")
     # A machine that is briefly busy with something else must not end a run of minutes.
     settings = ServeSettings(index=uri, shards=shards, port=0, timeout_ms=10_000)
-    with serving(settings) as url, context.Pool(1) as pool:
+    with query_api(settings) as url, context.Pool(1) as pool:
         drive_for(pool, url, clients, _WARM_UP_S).wait()
         begin = time.perf_counter()
         load = drive_for(pool, url, clients, seconds)
@@ -80,7 +62,6 @@ def measure(
                 samples.setdefault(f"{name} {pid}", []).append(sample)
             load.wait(_EVERY_S)
         queries = load.get()
-    ray.shutdown()
     return queries, samples
 
 

@@ -105,23 +105,14 @@ class Api:
 
 @contextmanager
 def load_api(folder: Path) -> Iterator[Api]:
-    import ray
-
+    from benchmarks.serve import query_api
     from dq_cluster.serve.config import ServeSettings
-    from dq_cluster.serve.run import fast_serve, serving
+    from dq_cluster.serve.run import fast_serve
 
     fast_serve()
-    ray.init(
-        address="local",
-        num_cpus=16,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-    )
     settings = ServeSettings(index=str(folder), shards=SHARDS, port=0)
-    with serving(settings) as url, load_dq_cluster(url) as search:
+    with query_api(settings) as url, load_dq_cluster(url) as search:
         yield Api(url, search)
-    ray.shutdown()
 
 
 def ids_of(response: Any) -> np.ndarray:

@@ -81,10 +81,9 @@ class CodeEncoder:
         # Payloads come read-only out of shared memory; torch wants to be sure nobody writes.
         features = torch.from_numpy(payload.copy()).to(self._device)
         with torch.inference_mode():
-            arrays = {"code": self._network.encode(features)}
+            embedding = self._network.embed(features)
+            arrays = {"code": self._network.code(embedding)}
             geometry = self.card.geometry
-            if geometry.refine_m or geometry.nlist:
-                embedding = self._network.embed(features)
             if geometry.refine_m:
                 arrays["refine_code"] = self._network.refine(embedding)
             if self._centroids is not None:

@@ -11,6 +11,14 @@ def labelled(labels: np.ndarray) -> np.ndarray:
     return pd.Series(labels).notna().to_numpy() if labels.ndim == 1 else labels.sum(1) > 0
 
 
+def labelled_queries(labels: np.ndarray, k: int) -> np.ndarray:
+    """Which queries count in mAP@k, (q,) bool. Raises InputError if none has a label."""
+    asked = labelled(labels)
+    if not asked.any():
+        raise InputError(f"mAP@{k} needs labels, and none of the {len(asked)} queries has one")
+    return asked
+
+
 def relevance(neighbours: np.ndarray, query_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Which retrieved items share their query's label: (q, k) bool.
 
@@ -53,9 +61,7 @@ def mean_average_precision(
 
     Queries without a label are left out. Raises InputError if none has one.
     """
-    asked = labelled(query_labels)
-    if not asked.any():
-        raise InputError(f"mAP@{k} needs labels, and none of the {len(asked)} queries has one")
+    asked = labelled_queries(query_labels, k)
     relevant = relevance(neighbours[asked], query_labels[asked], labels)
     return float(average_precision(relevant, k).mean())
 

@@ -5,10 +5,10 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 import torch
 
+from dq_cluster.index.faiss_index import unfilled
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.fit import PREPARED_BY, Prepared, embed_all, fit, prepare
@@ -88,11 +88,7 @@ def search_codes(
     network: DeepQuan, features: np.ndarray, queries: np.ndarray, k: int
 ) -> np.ndarray:
     """Rows (q, k) of the features whose codes are nearest to the queries' embeddings."""
-    geometry = network.geometry
-    metric = faiss.METRIC_INNER_PRODUCT if geometry.metric == "ip" else faiss.METRIC_L2
-    index = faiss.IndexPQ(geometry.dim, geometry.m, geometry.nbits, metric)
-    faiss.copy_array_to_vector(network.codebooks.numpy().ravel(), index.pq.centroids)
-    index.is_trained = True
+    index = unfilled(0, network.codebooks.numpy(), network.geometry)
     for block in np.array_split(features, -(-len(features) // 8192)):
         index.add(_embedded(network, block))
     return index.search(_embedded(network, queries), k)[1]

@@ -105,6 +105,19 @@ class Folder:
         return row | read_image(self._storage, unit.path, self._settings.limits.max_bytes)
 
 
+def split_member(name: str) -> tuple[str, str]:
+    """The key of a WebDataset's member, up to the first dot of its file name, and its extension
+    in lower case."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def is_image(extension: str) -> bool:
+    """Whether a WebDataset's member with this extension (`jpg`, `left.png`) is an image."""
+    return f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES
+
+
 def read_image(storage: Storage, path: str, max_bytes: int) -> dict[str, Any]:
     """`image` and `reason` of an image that is a file of its own."""
     try:
@@ -160,21 +173,20 @@ class WebDataset:
         for member in tar:
             if not member.isfile():
                 continue
-            folder, slash, name = member.name.rpartition("/")
-            stem, _, extension = name.partition(".")
-            if not stem:
+            key, extension = split_member(member.name)
+            if not key or key.endswith("/"):
                 continue
             content = tar.extractfile(member)
             small = member.size <= self._settings.limits.max_bytes
             data = content.read() if content is not None and small else None
             if data is not None and len(data) != member.size:
                 raise tarfile.ReadError("unexpected end of data")
-            yield folder + slash + stem, extension.lower(), data
+            yield key, extension, data
 
     def _sample(self, path: str, key: str, members: dict[str, bytes | None]) -> dict[str, Any]:
         uri = f"{self._storage.uri}/{path}#{key}"
         row: dict[str, Any] = {"id": f"{path}/{key}", "uri": uri, "reason": None, "image": None}
-        images = [ext for ext in members if f".{ext.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+        images = [extension for extension in members if is_image(extension)]
         if not images:
             row["reason"] = Reason.MISSING.value
         elif members[images[0]] is None:

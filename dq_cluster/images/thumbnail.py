@@ -18,7 +18,7 @@ from PIL import Image
 from dq_cluster.errors import DqError, NotFoundError
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import decode_image
-from dq_cluster.images.files import IMAGE_SUFFIXES
+from dq_cluster.images.files import is_image, split_member
 from dq_cluster.storage import Storage
 
 _IMAGE_COLUMN = "image"
@@ -78,10 +78,8 @@ def _member(storage: Storage, name: str, key: str, limits: ImageLimits) -> bytes
     deadline = time.monotonic() + limits.max_seconds
     with storage.open(name) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
         for member in tar:
-            folder, slash, file = member.name.rpartition("/")
-            stem, _, extension = file.partition(".")
-            suffix = f".{extension.lower().rpartition('.')[2]}"
-            if folder + slash + stem == key and suffix in IMAGE_SUFFIXES and member.isfile():
+            found, extension = split_member(member.name)
+            if found == key and is_image(extension) and member.isfile():
                 content = tar.extractfile(member) if member.size <= limits.max_bytes else None
                 if content is not None:
                     return content.read()

@@ -151,38 +151,49 @@ class Searcher:
             )
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}")
+        selection = self._selection(keep, nprobe)
+        blocks = [queries[start : start + _TOGETHER] for start in range(0, len(queries), _TOGETHER)]
+        answers = [self._search(block, k, *selection) for block in blocks or [queries]]
+        return np.vstack([a[0] for a in answers]), np.vstack([a[1] for a in answers])
+
+    def _search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        index: faiss.Index,
+        codes: np.ndarray,
+        kept: np.ndarray | None,
+        parameters: faiss.SearchParameters | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`search` for a block of queries in what `_selection` chose."""
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ordinals = np.full((len(queries), k), MISSING, np.int64)
-        index, codes, kept, parameters = self._selection(keep, nprobe)
-        for start in range(0, len(queries) if len(codes) else 0, _TOGETHER):
-            pending = np.arange(start, min(start + _TOGETHER, len(queries)))
-            depth = 2 * k + 16 if self.geometry.nbits == 4 else k + 8
-            while pending.size:
-                depth = min(depth, len(codes))
-                asked = queries[pending]
-                found, labels = index.search(asked, depth, params=parameters)
-                if depth == len(codes) and not self.geometry.nlist:
-                    # Fast-scan leaves out codes of the lowest inner product that it can express.
-                    labels = np.tile(np.arange(depth), (len(pending), 1))
-                worst = found[:, -1] if self.geometry.metric == "ip" else -found[:, -1]
-                exact = ExactScores(asked, self.words)
-                slack = self._slack(asked, exact)
-                scored = np.where(labels == MISSING, np.float32(-np.inf), exact.of(codes, labels))
-                order = best(scored, labels, k)
-                scored = np.take_along_axis(scored, order, axis=1)
-                winners = np.take_along_axis(labels, order, axis=1)
-                short = labels[:, -1] == MISSING
-                everything = (short & (self.geometry.nlist > 0)) | (depth == len(codes))
-                done = everything | (~short & (worst + slack < scored[:, -1]))
-                rows = winners[done]
-                places = rows if kept is None else kept[rows]
-                places = self.base + places + np.searchsorted(self._skips, places, side="right")
-                scores[pending[done], : rows.shape[1]] = scored[done]
-                ordinals[pending[done], : rows.shape[1]] = np.where(
-                    rows == MISSING, MISSING, places
-                )
-                pending = pending[~done]
-                depth *= 4
+        pending = np.arange(len(queries) if len(codes) else 0)
+        depth = 2 * k + 16 if self.geometry.nbits == 4 else k + 8
+        while pending.size:
+            depth = min(depth, len(codes))
+            asked = queries[pending]
+            found, labels = index.search(asked, depth, params=parameters)
+            if depth == len(codes) and not self.geometry.nlist:
+                # Fast-scan leaves out codes of the lowest inner product that it can express.
+                labels = np.tile(np.arange(depth), (len(pending), 1))
+            worst = found[:, -1] if self.geometry.metric == "ip" else -found[:, -1]
+            exact = ExactScores(asked, self.words)
+            slack = self._slack(asked, exact)
+            scored = np.where(labels == MISSING, np.float32(-np.inf), exact.of(codes, labels))
+            order = best(scored, labels, k)
+            scored = np.take_along_axis(scored, order, axis=1)
+            winners = np.take_along_axis(labels, order, axis=1)
+            short = labels[:, -1] == MISSING
+            everything = (short & (self.geometry.nlist > 0)) | (depth == len(codes))
+            done = everything | (~short & (worst + slack < scored[:, -1]))
+            rows = winners[done]
+            places = rows if kept is None else kept[rows]
+            places = self.base + places + np.searchsorted(self._skips, places, side="right")
+            scores[pending[done], : rows.shape[1]] = scored[done]
+            ordinals[pending[done], : rows.shape[1]] = np.where(rows == MISSING, MISSING, places)
+            pending = pending[~done]
+            depth *= 4
         return scores, ordinals
 
     def embedding(self, ordinal: int) -> np.ndarray:

@@ -96,9 +96,13 @@ class DeepQuan(nn.Module):
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
-        """Codes (n, code_size) uint8, packed as faiss packs them."""
-        codes = quantizer.assign(self.embed(features), self.codebooks)
-        return quantizer.pack(codes, self.geometry.nbits)
+        """Codes (n, code_size) uint8 of features (n, feature_dim): see `code`."""
+        return self.code(self.embed(features))
+
+    @torch.no_grad()
+    def code(self, embedding: Tensor) -> Tensor:
+        """The codes (n, code_size) uint8 of embeddings (n, dim), packed as faiss packs them."""
+        return quantizer.pack(quantizer.assign(embedding, self.codebooks), self.geometry.nbits)
 
     @torch.no_grad()
     def refine(self, embedding: Tensor) -> Tensor:
@@ -129,13 +133,12 @@ class Residual(nn.Module):
         nn.init.zeros_(self.projection.bias)
         self.correction = nn.Sequential()
         if len(widths) > 2:
-            for inputs, outputs in pairwise(widths):
+            for inputs, outputs in pairwise(widths[:-1]):
                 self.correction.extend([nn.Linear(inputs, outputs), nn.GELU()])
-            last = self.correction[-2]
-            assert isinstance(last, nn.Linear)
+            last = nn.Linear(widths[-2], widths[-1])
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-            self.correction.pop(-1)
+            self.correction.append(last)
 
     def forward(self, inputs: Tensor) -> Tensor:
         projected: Tensor = self.projection(inputs)

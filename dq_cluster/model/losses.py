@@ -36,16 +36,15 @@ def quantization(embedding: Tensor, quantized: Tensor) -> Tensor:
     return (embedding - quantized).square().sum(1).mean()
 
 
-def distillation(scores: Tensor, similarity: Tensor, own: Tensor, temperature: float) -> Tensor:
+def distillation(scores: Tensor, similarity: Tensor, temperature: float) -> Tensor:
     """Each image's neighbours by its code should be those by its feature, and as near.
 
-    scores (n, c): of n embeddings and the codes of c images; similarity (n, c): inner products of
-    their unit features; own (n,): each image's own place among the c.
+    scores (n, c): of n embeddings and the codes of c images, of which the first n are their own;
+    similarity (n, c): inner products of their unit features.
     The divergence between the two softmaxes over the others, as in stochastic neighbour embedding
     (Hinton, Roweis 2002), so that far pairs cost nothing whatever their distances.
     """
-    itself = torch.zeros_like(scores, dtype=torch.bool)
-    itself[torch.arange(len(own), device=own.device), own] = True
+    itself = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
     found = (scores / temperature).masked_fill(itself, -1e4).log_softmax(1)
     wanted = (similarity / temperature).masked_fill(itself, -1e4).softmax(1)
     return F.kl_div(found, wanted, reduction="batchmean")

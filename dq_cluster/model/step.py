@@ -48,7 +48,6 @@ def training_loss(
         terms["distillation"] = losses.distillation(
             scores,
             output.target[:n] @ output.target.T,
-            torch.arange(n, device=anchors.device),
             settings.temperature,
         )
     weights = {name: getattr(settings, f"{name}_weight") for name in terms}

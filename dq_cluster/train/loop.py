@@ -103,14 +103,18 @@ def _fit_codebooks(
 ) -> dict[str, float]:
     """Fit the codebooks to the embeddings of all rows; this worker embeds its own share."""
     own = torch.arange(*parallel.own_range(rows))
-    picked = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(rows)[:_SAMPLE]))
+
+    def sample() -> Tensor:
+        picked = np.sort(np.random.default_rng(seed).permutation(rows)[:_SAMPLE])
+        return _embed(network, look_up, torch.from_numpy(picked))
+
     summary = update_quantizer(
         network,
         _embed(network, look_up, own),
         first=epoch == 0,
         seed=seed,
         all_reduce=parallel.all_reduce,
-        sample=_embed(network, look_up, picked) if epoch == 0 else None,
+        sample=sample() if epoch == 0 else None,
     )
     parallel.agree(network)
     if network.settings.refine_bits and epoch + 1 == network.settings.epochs:
@@ -119,7 +123,7 @@ def _fit_codebooks(
             _embed(network, look_up, own),
             seed=seed,
             all_reduce=parallel.all_reduce,
-            sample=_embed(network, look_up, picked),
+            sample=sample(),
         )
         parallel.agree(network)
     return summary

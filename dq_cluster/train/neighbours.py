@@ -38,13 +38,15 @@ def fit_front(network: DeepQuan, rows: TrainingRows) -> None:
     """
     pieces, kept = rows.pieces(), network.components.shape[1]
     found = add_moments(results([_moments.remote(rows, piece) for piece in pieces]))
-    mean, components = principal_components(found, kept)
+    pairs = None
     if rows.features.viewed and network.settings.objective == "semantic":
         pairs = add_moments(
             results([_view_moments.remote(rows, piece, found.mean) for piece in pieces])
         )
-        if pairs.number > kept:  # fewer say nothing of that many directions
-            mean, components = discriminative_components(found, pairs, kept)
+    if pairs is not None and pairs.number > kept:  # fewer say nothing of that many directions
+        mean, components = discriminative_components(found, pairs, kept)
+    else:
+        mean, components = principal_components(found, kept)
     network.mean.copy_(mean)
     network.components.copy_(components)
 

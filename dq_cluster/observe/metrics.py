@@ -12,6 +12,7 @@ quantiles are exact to the bucket, the `_sum` is approximate.
 """
 
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import Any
 # A query is worth milliseconds; a deadline is rarely over ten seconds.
 _LATENCY_SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
 _LOAD_SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000]
+_REPEAT_S = 5  # Ray reports every 10 seconds unless told otherwise
 _SHARES = [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999, 1]
 
 
@@ -81,14 +83,29 @@ class Counter(Metric):
 
 
 class Gauge(Metric):
-    """The last value; it disappears with the process that set it."""
+    """The last value; it disappears with the process that set it.
+
+    Ray forgets a gauge that was not recorded between two of its reports. A value that seldom
+    changes is therefore recorded again and again, by a thread of this process.
+    """
 
     _kind = "Gauge"
 
+    def __init__(self, name: str, description: str, labels: Sequence[str] = ()) -> None:
+        super().__init__(name, description, labels)
+        self._last: dict[tuple[str, ...], tuple[float, dict[str, str]]] = {}
+
     def set(self, value: float, **labels: object) -> None:
         tags = self._tags(labels)
+        self._last[tuple(tags.values())] = float(value), tags
+        self.record()
+        _keep_gauges()
+
+    def record(self) -> None:
+        """Tell Ray the last values."""
         if (target := self._target()) is not None:
-            target.set(float(value), tags)
+            for value, tags in list(self._last.values()):
+                target.set(value, tags)
 
 
 class Histogram(Metric):
@@ -121,6 +138,21 @@ class Histogram(Metric):
 
 
 ALL: list[Metric] = []
+
+
+@functools.cache
+def _keep_gauges() -> None:
+    """Start the thread that repeats gauges; once in a process."""
+
+    def repeat() -> None:
+        while True:
+            time.sleep(_REPEAT_S)
+            for metric in ALL:
+                if isinstance(metric, Gauge):
+                    metric.record()
+
+    threading.Thread(target=repeat, name="gauges", daemon=True).start()
+
 
 # Queries, recorded by the router.
 QUERIES = Counter(

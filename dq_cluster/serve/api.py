@@ -1,5 +1,6 @@
 """What is asked and answered, over every surface: HTTP, gRPC, Python, local or remote."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import (
@@ -80,12 +81,13 @@ def parse_request(values: dict[str, Any] | bytes) -> SearchRequest:
         raise InputError(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
-class Hit(BaseModel):
+@dataclass(slots=True)
+class Hit:
     """One neighbour: higher scores are better; `columns` holds what `include` named."""
 
     id: int | str
     score: float
-    columns: dict[str, Any] = Field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 class ShardFailure(BaseModel):

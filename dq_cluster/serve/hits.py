@@ -34,7 +34,7 @@ def merge_hits(answers: Sequence[ShardAnswer], k: int, columns: tuple[str, ...])
     ids = rows.column("id").to_pylist()
     extra = rows.select(list(columns)).to_pylist() if columns else [{}] * len(ids)
     hits = [
-        Hit.model_construct(id=id, score=score, columns=more)
+        Hit(id, score, more)
         for id, score, more in zip(ids, scores[present].tolist(), extra, strict=True)
     ]
     ends = np.cumsum(present.sum(axis=1))

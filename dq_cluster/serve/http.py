@@ -4,12 +4,13 @@ import base64
 import json
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from importlib.resources import files
 from typing import Any, Protocol
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -86,14 +87,9 @@ def make_api(service: Service, *, max_body_bytes: int, hide: str) -> FastAPI:
             headers=headers,
         )
 
-    @api.post(
-        "/v1/search",
-        response_model=SearchResponse,
-        openapi_extra={"requestBody": _SEARCH_BODY},
-        **guarded | {"responses": guarded["responses"] | _PARTIAL},
-    )
     async def search(request: Request) -> Response:
         """Find the nearest images. JSON, or multipart with a file `image` and other fields."""
+        await admit(request)
         with request_context(request.headers.get("x-request-id")) as request_id:
             response = await answer(service, await _parse(request, max_body_bytes))
         return Response(
@@ -101,6 +97,16 @@ def make_api(service: Service, *, max_body_bytes: int, hide: str) -> FastAPI:
             media_type="application/json",
             headers={"X-Request-ID": request_id},
         )
+
+    api.router.add_api_route(
+        "/v1/search",
+        search,
+        methods=["POST"],
+        route_class_override=_Direct,
+        response_model=SearchResponse,
+        responses=guarded["responses"] | _PARTIAL,
+        openapi_extra={"requestBody": _SEARCH_BODY},
+    )
 
     @api.get(
         "/v1/items/{id:path}/image",
@@ -147,6 +153,14 @@ def make_api(service: Service, *, max_body_bytes: int, hide: str) -> FastAPI:
         return HTMLResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})
 
     return api
+
+
+class _Direct(APIRoute):
+    """A route whose endpoint takes the request as it is: what FastAPI does around an endpoint
+    would take a third of the time that this process spends on a search."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
 
 
 async def answer(service: Service, request: SearchRequest) -> SearchResponse:

@@ -166,6 +166,28 @@ def test_queries_that_wait_share_a_batch() -> None:
     assert sorted(sizes) == [1, 4, 8, 8]
 
 
+def test_callers_who_ask_again_at_once_stay_in_one_batch() -> None:
+    sizes: list[int] = []
+
+    async def run() -> None:
+        async def work(key: str, vectors: np.ndarray) -> None:
+            sizes.append(len(vectors))
+            await asyncio.sleep(0.001)
+
+        batcher: Batcher[str, None] = Batcher(work, most=64)
+
+        async def client(number: int) -> None:
+            for _ in range(6):
+                await batcher.run("key", np.ones((1, 1)))
+                for _ in range(number % 4):  # some come back later than others
+                    await asyncio.sleep(0)
+
+        await asyncio.gather(*(client(number) for number in range(16)))
+
+    asyncio.run(run())
+    assert sizes == [16] * 6
+
+
 def test_batches_that_hang_hold_nobody_up() -> None:
     async def run() -> None:
         hanging = asyncio.Event()

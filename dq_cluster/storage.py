@@ -89,6 +89,10 @@ class Storage:
         self.path(name)
         return Storage(f"{self.uri}/{name}")
 
+    def local(self, name: str) -> Path | None:
+        """Where the file `name` lies on a disk of this machine, if it does."""
+        return Path(self.path(name)) if self.is_local else None
+
     def exists(self, name: str = "") -> bool:
         with translated(self, name):
             return bool(self.filesystem.exists(self.path(name)))

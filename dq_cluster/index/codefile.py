@@ -8,6 +8,7 @@ the model digest and the geometry, because codes without their codebook are nois
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +17,16 @@ import pyarrow.parquet as pq
 from dq_cluster.errors import InputError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.manifest import ColumnStats, FileEntry
+from dq_cluster.index.plain import SINGLE_PAGES, plain_runs, read_runs
 from dq_cluster.storage import Storage
 
 RESERVED = ("id", "code", "refine_code", "cell")
 _CODES = ("code", "refine_code")
 _MODEL, _GEOMETRY = b"dq.model", b"dq.geometry"
 _ID_TYPES = (pa.int64(), pa.string())
+_GROUP_ROWS = 1 << 20
+_ONE_PAGE = {"data_page_size": 1 << 30, "max_rows_per_page": _GROUP_ROWS}  # per column chunk
+_SAMPLE_ROWS = 1 << 16
 _BATCH_ROWS = 1 << 16  # a batch of codes stays in a processor's cache until it is copied
 
 
@@ -74,14 +79,30 @@ def write_code_file(
     storage: Storage, path: str, table: pa.Table, *, model: str, geometry: CodeGeometry
 ) -> FileEntry:
     """Write `table` (see `code_table`) as an immutable code file and return its entry."""
-    metadata = {_MODEL: model.encode(), _GEOMETRY: geometry.model_dump_json().encode()}
+    metadata = {
+        _MODEL: model.encode(),
+        _GEOMETRY: geometry.model_dump_json().encode(),
+        **SINGLE_PAGES,
+    }
+    # Codes look random: compressing them costs reading speed and saves nothing.
+    raw = _CODES if _shrinks(table.select(["id"])) else ("id", *_CODES)
     return write_parquet(
         storage,
         path,
         table.replace_schema_metadata(metadata),
-        plain=RESERVED,
+        raw=raw,
+        plain=[name for name in RESERVED if name not in raw],
         stats=[name for name in table.column_names if name not in _CODES],
     )
+
+
+def _shrinks(column: pa.Table) -> bool:
+    """Whether encoding a column of ids saves a quarter of it. Random 64-bit numbers do not."""
+    if not pa.types.is_integer(column.schema.field(0).type):
+        return True
+    sample, sink = column.slice(0, _SAMPLE_ROWS), pa.BufferOutputStream()
+    _write(sample, sink, raw=(), plain=column.column_names)
+    return sink.getvalue().size < 0.75 * sample.nbytes
 
 
 def write_parquet(
@@ -89,25 +110,17 @@ def write_parquet(
     path: str,
     table: pa.Table,
     *,
+    raw: Sequence[str] = (),
     plain: Sequence[str] = (),
     stats: Sequence[str] = (),
 ) -> FileEntry:
-    """Write any Parquet file of the index; `plain` columns get no dictionary."""
+    """Write any Parquet file of the index.
+
+    `raw` columns are stored as they lie in memory, so that `index.plain` can read them; `plain`
+    ones without a dictionary, integers as differences.
+    """
     sink = pa.BufferOutputStream()
-    dictionary = [name for name in table.column_names if name not in plain]
-    pq.write_table(
-        table,
-        sink,
-        # Codes look random: compressing them costs reading speed and saves nothing.
-        compression={n: "NONE" if n in _CODES else "ZSTD" for n in table.column_names},
-        use_dictionary=dictionary or False,
-        column_encoding={
-            n: "DELTA_BINARY_PACKED"
-            for n in plain
-            if n in table.column_names and pa.types.is_integer(table.schema.field(n).type)
-        }
-        or None,
-    )
+    _write(table, sink, raw=raw, plain=plain)
     data = sink.getvalue()
     storage.write(path, memoryview(data).tobytes())
     return FileEntry(
@@ -116,6 +129,22 @@ def write_parquet(
         size=data.size,
         sha256=hashlib.sha256(data).hexdigest(),
         stats=_statistics(pq.read_metadata(pa.BufferReader(data)), stats),
+    )
+
+
+def _write(
+    table: pa.Table, sink: pa.NativeFile, *, raw: Sequence[str], plain: Sequence[str]
+) -> None:
+    names = table.column_names
+    integers = [n for n in plain if n in names and pa.types.is_integer(table.schema.field(n).type)]
+    pq.write_table(
+        table,
+        sink,
+        compression={name: "NONE" if name in raw else "ZSTD" for name in names},
+        use_dictionary=[name for name in names if name not in (*raw, *plain)] or False,
+        column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED") or None,
+        row_group_size=_GROUP_ROWS,
+        **(_ONE_PAGE if raw else {}),
     )
 
 
@@ -148,9 +177,16 @@ def open_code_file(
 
 
 def read_codes(
-    file: pq.ParquetFile, geometry: CodeGeometry
+    file: pq.ParquetFile, geometry: CodeGeometry, local: Path | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Batches of consecutive rows: codes (n, code_size) uint8, for an IVF geometry cells (n,)."""
+    """Batches of consecutive rows: codes (n, code_size) uint8, for an IVF geometry cells (n,).
+
+    local: where the file lies if it does so on a local disk. A batch is valid until the next.
+    """
+    runs = plain_runs(file, "code", geometry.code_size)
+    if local is not None and runs is not None and not geometry.nlist:
+        yield from ((codes, None) for codes in read_runs(local, runs, geometry.code_size))
+        return
     names = ["code", "cell"] if geometry.nlist else ["code"]
     # Threads would decode one column, in one row group: the callers read several files instead.
     for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):

@@ -8,14 +8,55 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dq_cluster.errors import InputError
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file
 from dq_cluster.index.filters import Filter
 from dq_cluster.index.manifest import Manifest
+from dq_cluster.index.plain import map_runs, plain_runs
 from dq_cluster.index.shards import Shard, plan_shards
 from dq_cluster.index.tombstones import deleted_ordinals
+
+_BATCH_ROWS = 1 << 16
+
+
+class _Copy:
+    """Columns of code files in an unnamed local file, to be mapped into memory."""
+
+    def __enter__(self) -> "_Copy":
+        handle, self._path = tempfile.mkstemp(prefix="dq-rows-", suffix=".arrow")
+        self._sink = os.fdopen(handle, "wb")
+        self._writer: pa.RecordBatchFileWriter | None = None
+        self._schema: pa.Schema | None = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sink.close()
+        os.unlink(self._path)
+
+    def add(
+        self, file: pq.ParquetFile, names: list[str], groups: list[int] | None = None
+    ) -> list[int]:
+        """Copy columns of a file, or of some of its row groups; rows of the batches this makes."""
+        sizes = []
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=names):
+            if self._writer is None:
+                self._schema = batch.schema.remove_metadata()
+                self._writer = pa.ipc.new_file(pa.PythonFile(self._sink), self._schema)
+            self._writer.write_batch(batch.replace_schema_metadata(None).cast(self._schema))
+            sizes.append(batch.num_rows)
+        return sizes
+
+    def batches(self) -> list[pa.RecordBatch]:
+        """What was copied, mapped into memory. Nothing can be added after that."""
+        if self._writer is None:
+            return []
+        self._writer.close()
+        self._sink.flush()
+        reader = pa.ipc.open_file(pa.memory_map(self._path))
+        return [reader.get_batch(n) for n in range(reader.num_record_batches)]
 
 
 class Rows:
@@ -38,36 +79,39 @@ class Rows:
 
     @classmethod
     def load(cls, index: Index, manifest: Manifest, shard: Shard | None = None) -> "Rows":
-        """Copy the columns of `shard` (by default of the whole version) to an unnamed local file.
+        """Map the columns of `shard` (by default of the whole version) into memory.
 
-        The file lies in the folder for temporary files (TMPDIR) and goes with the process.
+        Ids that lie plainly in files on a local disk are mapped where they are. What has to be
+        decoded, or lies elsewhere, is first copied to unnamed local files; they lie in the folder
+        for temporary files (TMPDIR) and go with the process.
         """
         shard = shard or plan_shards(manifest.files, 1)[0]
-        names = ["id", *manifest.columns]
+        carried = list(manifest.columns)
+        mapped: list[pa.Array | None] = []  # the ids of every batch, where they need no copy
+        with _Copy() as whole, _Copy() as beside_ids:
+            for entry in shard.files:
+                local = index.storage.local(entry.path)
+                with open_code_file(
+                    index.storage, entry, model=manifest.model, geometry=manifest.geometry
+                ) as file:
+                    runs = plain_runs(file, "id", 8) if manifest.id_type == "int64" else None
+                    if local is None or runs is None:
+                        mapped += [None for _ in whole.add(file, ["id", *carried])]
+                        continue
+                    for group, ids in enumerate(map_runs(local, runs, np.dtype("<i8"))):
+                        sizes = beside_ids.add(file, carried, [group]) if carried else [len(ids)]
+                        mapped += map(pa.array, np.split(ids, np.cumsum(sizes)[:-1]))
+            copied, beside = iter(whole.batches()), iter(beside_ids.batches())
+        batches = []
+        for column in mapped:
+            if column is None:
+                batches.append(next(copied))
+            else:
+                others = next(beside).columns if carried else []
+                batches.append(pa.RecordBatch.from_arrays([column, *others], ["id", *carried]))
+        empty = pa.schema([("id", pa.type_for_alias(manifest.id_type))])
         deleted = deleted_ordinals(index.storage, manifest)
-        handle, path = tempfile.mkstemp(prefix="dq-rows-", suffix=".arrow")
-        try:
-            schema = None
-            with os.fdopen(handle, "wb") as sink, pa.PythonFile(sink) as target:
-                writer = None
-                for entry in shard.files:
-                    with open_code_file(
-                        index.storage, entry, model=manifest.model, geometry=manifest.geometry
-                    ) as file:
-                        for batch in file.iter_batches(1 << 16, columns=names):
-                            schema = schema or batch.schema.remove_metadata()
-                            writer = writer or pa.ipc.new_file(target, schema)
-                            writer.write_batch(batch.replace_schema_metadata(None).cast(schema))
-                if writer is not None:
-                    writer.close()
-            if schema is None:
-                id_type = pa.type_for_alias(manifest.id_type)
-                return cls([], pa.schema([("id", id_type)]), shard.base, deleted)
-            reader = pa.ipc.open_file(pa.memory_map(path))
-            batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
-            return cls(batches, schema, shard.base, deleted)
-        finally:
-            os.unlink(path)
+        return cls(batches, batches[0].schema if batches else empty, shard.base, deleted)
 
     def take(self, ordinals: np.ndarray, columns: Sequence[str] = ("id",)) -> pa.Table:
         """The named columns of the rows `ordinals` (n,), in that order. Raises InputError."""

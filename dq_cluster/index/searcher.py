@@ -100,11 +100,12 @@ class Searcher:
         def fill(number: int) -> None:
             entry = shard.files[number]
             place, row = starts[number] - before[number], 0
+            local = index.storage.local(entry.path)
             dead = deleted[before[number] : before[number + 1]] - starts[number]
             with open_code_file(
                 index.storage, entry, model=manifest.model, geometry=geometry
             ) as file:
-                for stored, found in read_codes(file, geometry):
+                for stored, found in read_codes(file, geometry, local):
                     here = dead[slice(*np.searchsorted(dead, (row, row + len(stored))))] - row
                     row += len(stored)
                     live = slice(place, place + len(stored) - len(here))

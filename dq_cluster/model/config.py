@@ -30,7 +30,8 @@ class ModelSettings(Settings):
     bits: length of a code; nbits: bits per sub-code, 8, or 4 for faiss' fast-scan; refine_bits:
     length of a second code of the same embedding, which re-ranks what the first finds (0: none);
     hidden: widths of the encoder's hidden layers (the decoder mirrors them); components:
-    directions of the feature that enter the network.
+    directions of the feature that enter the network; whitening: how far what views of an image
+    change is weighed down in them (see `discriminative_components`).
 
     objective: `semantic` gathers what belongs together on the manifold of the pile (search by
     class), `neighbours` keeps the feature's own distances (search for near-duplicates). It sets
@@ -45,6 +46,7 @@ class ModelSettings(Settings):
     metric: Metric = "l2"
     hidden: tuple[int, ...] = (512,)
     components: int = Field(128, gt=0)
+    whitening: float = Field(0.5, ge=0, le=1)
 
     objective: Literal["semantic", "neighbours"] = "semantic"
     triplet_weight: float = Field(1.0, ge=0)

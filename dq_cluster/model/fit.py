@@ -18,6 +18,7 @@ from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.neighbours import Positives, manifold_positives, nearest
 from dq_cluster.model.quantizer import AllReduce, alone
 from dq_cluster.model.standardize import (
+    Moments,
     discriminative_components,
     moments,
     principal_components,
@@ -25,15 +26,16 @@ from dq_cluster.model.standardize import (
 )
 from dq_cluster.model.step import Batch, training_loss
 
-# Rotation and words are found from nothing; later epochs follow the network, and few words
-# need the rounds of all epochs together to settle.
+# Rotation and words are found from nothing; later epochs follow the network. Few words settle
+# slowly, and get more rounds when the network is final; many would change no more.
 _FIRST_ROUNDS = 10
 _LATER_ROUNDS = 3
+_LAST_ROUNDS_OF_FEW = 20
 # Of k-means for the second code, as many as faiss takes.
 _REFINE_ROUNDS = 25
 
 # The settings that `prepare` depends on.
-PREPARED_BY = ("objective", "components", "neighbours")
+PREPARED_BY = ("objective", "components", "whitening", "neighbours")
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 
@@ -102,7 +104,7 @@ def fit(
             history.append(terms)
         summary = {name: float(torch.stack([t[name] for t in history]).mean()) for name in terms}
         network.eval()
-        summary |= update_quantizer(network, embed_all(network, data), first=epoch == 0, seed=seed)
+        summary |= update_quantizer(network, embed_all(network, data), epoch=epoch, seed=seed)
         if on_epoch is not None:
             on_epoch(epoch, summary)
     if settings.refine_bits:
@@ -114,15 +116,21 @@ def start(
     network: DeepQuan, features: Tensor, views: tuple[np.ndarray, np.ndarray] | None = None
 ) -> None:
     """Set the linear front of a new network from the features, and pairs of views if given."""
-    found = moments(features)
-    kept = network.components.shape[1]
-    if views is None or network.settings.objective == "neighbours":
-        mean, components = principal_components(found, kept)
-    else:
+    found, pairs = moments(features), None
+    if views is not None and network.settings.objective == "semantic":
         one, other = (torch.from_numpy(np.asarray(side, np.float32)) for side in views)
-        mean, components = discriminative_components(
-            found, view_moments(one, other, found.mean), kept
-        )
+        pairs = view_moments(one, other, found.mean)
+    set_front(network, found, pairs)
+
+
+def set_front(network: DeepQuan, found: Moments, pairs: Moments | None) -> None:
+    """Set the linear front of a network from the moments of all features, and of the differences
+    between views where there are any."""
+    kept = network.components.shape[1]
+    if pairs is not None and pairs.number > kept:  # fewer say nothing of that many directions
+        mean, components = discriminative_components(found, pairs, kept, network.settings.whitening)
+    else:
+        mean, components = principal_components(found, kept)
     network.mean.copy_(mean)
     network.components.copy_(components)
 
@@ -185,22 +193,26 @@ def update_quantizer(
     network: DeepQuan,
     embedding: Tensor,
     *,
-    first: bool,
+    epoch: int,
     seed: int,
     all_reduce: AllReduce = alone,
     sample: Tensor | None = None,
 ) -> dict[str, float]:
     """Fit rotation and codebooks to (this worker's share of) the embeddings, the network fixed.
 
-    first: start from new words, drawn from `sample` (which every worker must pass alike;
+    Epoch 0 starts from new words, drawn from `sample` (which every worker must pass alike;
     default: the embeddings). Returns `variance` and `perplexity`.
     """
     geometry = network.geometry
     codebooks = network.codebooks
-    if first:
+    rounds = _LATER_ROUNDS
+    if geometry.nbits == 4 and epoch + 1 == network.settings.epochs:
+        rounds = _LAST_ROUNDS_OF_FEW
+    if epoch == 0:
+        rounds = max(rounds, _FIRST_ROUNDS)
         source = embedding if sample is None else sample
         codebooks = quantizer.initial_codebooks(source, geometry.m, geometry.ksub, seed)
-    for _ in range(_FIRST_ROUNDS if first else _LATER_ROUNDS):
+    for _ in range(rounds):
         codebooks = quantizer.lloyd(embedding, codebooks, 2, all_reduce)
         turn = quantizer.rotation(all_reduce(quantizer.cross_statistics(embedding, codebooks)))
         embedding = embedding @ turn

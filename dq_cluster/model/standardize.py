@@ -60,12 +60,15 @@ def view_moments(features: Tensor, views: Tensor, centre: Tensor) -> Moments:
 
 
 def discriminative_components(
-    found: Moments, between_views: Moments, kept: int
+    found: Moments, between_views: Moments, kept: int, whitening: float
 ) -> tuple[Tensor, Tensor]:
     """Mean (D,) and the `kept` directions (D, kept) that differ most between images for their
     difference between views of one image: linear discriminant analysis (Fisher 1936) with every
     image as its own class. Each direction is scaled by that ratio of variances to a power, so
     that those which views hardly change count most, and the last ones kept hardly matter.
+
+    whitening: the power of the covariance between views that features are divided by. 0.5 is the
+    analysis proper; more weighs down further what views change.
     """
     mean, axes = principal_components(found, max(_AXES, kept))
     basis = axes.double()
@@ -74,11 +77,11 @@ def discriminative_components(
     # As much of the mean variance as the pairs leave uncertain is added to every direction, so
     # that none is divided by nothing.
     shrinkage = len(values) / between_views.number * values.mean()
-    whitening = vectors / (values + shrinkage).sqrt() @ vectors.T
-    total = whitening @ basis.T @ _covariance(found) @ basis @ whitening
+    whiten = vectors / (values + shrinkage) ** whitening @ vectors.T
+    total = whiten @ basis.T @ _covariance(found) @ basis @ whiten
     directions = _leading(total, kept)
     ratios = (directions * (total @ directions)).sum(0).clamp(min=0)
-    return mean, (basis @ whitening @ directions * ratios**_EMPHASIS).float()
+    return mean, (basis @ whiten @ directions * ratios**_EMPHASIS).float()
 
 
 def _covariance(found: Moments) -> Tensor:

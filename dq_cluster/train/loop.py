@@ -111,7 +111,7 @@ def _fit_codebooks(
     summary = update_quantizer(
         network,
         _embed(network, look_up, own),
-        first=epoch == 0,
+        epoch=epoch,
         seed=seed,
         all_reduce=parallel.all_reduce,
         sample=sample() if epoch == 0 else None,

@@ -16,13 +16,12 @@ import ray
 import torch
 
 from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.model.fit import set_front
 from dq_cluster.model.neighbours import Ranked, manifold_positives, merge_top_k, nearest
 from dq_cluster.model.standardize import (
     Moments,
     add_moments,
-    discriminative_components,
     moments,
-    principal_components,
     view_moments,
 )
 from dq_cluster.storage import Storage
@@ -36,19 +35,14 @@ def fit_front(network: DeepQuan, rows: TrainingRows) -> None:
 
     Raises InputError for a feature that is missing or not finite: this is the first full read.
     """
-    pieces, kept = rows.pieces(), network.components.shape[1]
+    pieces = rows.pieces()
     found = add_moments(results([_moments.remote(rows, piece) for piece in pieces]))
     pairs = None
     if rows.features.viewed and network.settings.objective == "semantic":
         pairs = add_moments(
             results([_view_moments.remote(rows, piece, found.mean) for piece in pieces])
         )
-    if pairs is not None and pairs.number > kept:  # fewer say nothing of that many directions
-        mean, components = discriminative_components(found, pairs, kept)
-    else:
-        mean, components = principal_components(found, kept)
-    network.mean.copy_(mean)
-    network.components.copy_(components)
+    set_front(network, found, pairs)
 
 
 def find_positives(

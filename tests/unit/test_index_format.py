@@ -66,9 +66,10 @@ class TestCodeFiles:
         assert entry.stats["id"].max == 999
         assert entry.stats["label"].min == "a"
         with open_code_file(storage, entry, model="m", geometry=GEOMETRY) as file:
-            ((read, cells),) = read_codes(file, GEOMETRY)
-        assert cells is None
-        np.testing.assert_array_equal(read, codes)
+            for local in (storage.local(entry.path), None):  # copied from the disk, and decoded
+                ((read, cells),) = read_codes(file, GEOMETRY, local)
+                assert cells is None
+                np.testing.assert_array_equal(read, codes)
         plain = pq.read_table(storage.path(entry.path))
         assert plain.column_names == ["id", "code", "label"]
         assert plain.column("code")[7].as_py() == codes[7].tobytes()
@@ -91,7 +92,7 @@ class TestCodeFiles:
         table = code_table(pa.array([f"{i}" for i in range(6)]), codes, IVF, cells=cells)
         entry = write_code_file(storage, "p.parquet", table, model="m", geometry=IVF)
         with open_code_file(storage, entry, model="m", geometry=IVF) as file:
-            ((read, read_cells),) = read_codes(file, IVF)
+            ((read, read_cells),) = read_codes(file, IVF, storage.local(entry.path))
         assert read_cells is not None
         assert read_cells.tolist() == [0, 0, 1, 1, 2, 2]
         np.testing.assert_array_equal(read, codes[[1, 3, 2, 5, 0, 4]])

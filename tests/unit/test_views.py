@@ -71,7 +71,7 @@ def test_directions_in_which_one_image_varies_are_left_out() -> None:
     one, other = (torch.from_numpy(np.hstack([signal, n])) for n in noise)
     found = moments(one)
     _, plain = principal_components(found, 2)
-    _, shaped = discriminative_components(found, view_moments(one, other, found.mean), 2)
+    _, shaped = discriminative_components(found, view_moments(one, other, found.mean), 2, 0.5)
     assert plain[:2].norm() < 0.2 * plain.norm()
     assert shaped[:2].norm() > 0.9 * shaped.norm()
 

@@ -24,10 +24,14 @@ def node_folder(job: str) -> Path:
     return folder
 
 
+Part = tuple[slice | np.ndarray, np.ndarray]
+"""Some rows of a matrix, and their values."""
+
+
 def mapped(
-    path: Path, shape: tuple[int, ...], dtype: str, pieces: Callable[[], Iterable[np.ndarray]]
+    path: Path, shape: tuple[int, ...], dtype: str, parts: Callable[[], Iterable[Part]]
 ) -> np.ndarray:
-    """The matrix at `path`, read-only; whoever asks first fills it with `pieces()`, in order.
+    """The matrix at `path`, read-only; whoever asks first fills it with `parts()`.
 
     Others on the node wait meanwhile. A process killed half-way leaves no `path`.
     """
@@ -36,10 +40,8 @@ def mapped(
         if not path.exists():
             partial = path.with_suffix(".partial")
             matrix = np.lib.format.open_memmap(partial, "w+", dtype, shape)
-            filled = 0
-            for piece in pieces():
-                matrix[filled : filled + len(piece)] = piece
-                filled += len(piece)
+            for rows, values in parts():
+                matrix[rows] = values
             matrix.flush()
             os.replace(partial, path)
     return np.asarray(np.load(path, mmap_mode="r"))

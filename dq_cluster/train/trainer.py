@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray.train import (
+    DataConfig,
     FailureConfig,
     RunConfig,
     ScalingConfig,
@@ -20,7 +21,8 @@ from dq_cluster.errors import DqError
 from dq_cluster.storage import Storage
 from dq_cluster.train.checkpoint import checkpoint_epochs, read_history
 from dq_cluster.train.config import TrainSettings
-from dq_cluster.train.worker import Job, train_worker
+from dq_cluster.train.stream import stream
+from dq_cluster.train.worker import FEATURES, Job, train_worker
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,9 @@ def _trainer(settings: TrainSettings, job: Job) -> TorchTrainer:
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
+        datasets={FEATURES: stream(job.rows)},
+        # Whoever fills a node's copy streams all rows.
+        dataset_config=DataConfig(datasets_to_split=[]),
         scaling_config=ScalingConfig(
             num_workers=fewest if fewest == most else (fewest, most),
             use_gpu=settings.use_gpu,

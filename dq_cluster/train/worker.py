@@ -18,6 +18,9 @@ from dq_cluster.train import node
 from dq_cluster.train.loop import train_epochs
 from dq_cluster.train.neighbours import read_column
 from dq_cluster.train.rows import TrainingRows
+from dq_cluster.train.stream import parts
+
+FEATURES = "features"  # the name of the data set that a worker may stream
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,17 @@ def _node_copy(job: Job, folder: Path) -> tuple[np.ndarray, Positives]:
             folder / f"{column}.npy",
             shape,
             dtype,
-            lambda: read_column(job.storage, "positives", column, pieces),
+            lambda: zip(
+                (slice(piece.first, piece.last) for piece in pieces),
+                read_column(job.storage, "positives", column, pieces),
+                strict=True,
+            ),
         )
 
     features = node.mapped(
         folder / "features.npy",
         (count, job.rows.features.dim),
         job.rows.features.dtype,
-        lambda: (job.rows.read(piece) for piece in pieces),
+        lambda: parts(ray.train.get_dataset_shard(FEATURES)),
     )
     return features, Positives(of_positives("rows", "int64"), of_positives("weights", "float32"))

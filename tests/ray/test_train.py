@@ -30,6 +30,7 @@ from dq_cluster.train.neighbours import find_positives, fit_front, read_column
 from dq_cluster.train.rows import TrainingRows
 from dq_cluster.train.run import train
 from dq_cluster.train.split import Split
+from dq_cluster.train.stream import parts, stream
 from tests.encoding import current, read_version
 
 pytestmark = pytest.mark.ray
@@ -116,6 +117,22 @@ def test_the_blocks_find_the_reference_positives(
     for column, values in zip(("rows", "weights"), reference, strict=True):
         read = np.concatenate(list(read_column(storage, "positives", column, pieces)))
         np.testing.assert_allclose(read, values, rtol=1e-6)
+
+
+def test_a_stream_brings_every_row_once(
+    ray_cluster: None, features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dq_cluster.train.stream._BLOCK_BYTES", 20_000)  # several to a piece
+    found = open_features(str(features))
+    rows = TrainingRows(found, Split(found.rows, 0.1, seed=0))
+    pieces = rows.pieces()
+    received = list(parts(stream(rows).iterator()))
+    assert len(received) > len(pieces)
+    numbers = np.concatenate([numbers for numbers, _ in received])
+    np.testing.assert_array_equal(np.sort(numbers), np.arange(rows.count))
+    matrix = np.concatenate([values for _, values in received])[np.argsort(numbers)]
+    assert matrix.dtype == rows.features.dtype
+    np.testing.assert_array_equal(matrix, np.concatenate([rows.read(p) for p in pieces]))
 
 
 def test_a_killed_worker_costs_only_the_epoch_under_way(

@@ -11,7 +11,7 @@ from dq_cluster.errors import InputError, NotFoundError
 from dq_cluster.images.backbone import PREPROCESSING
 from dq_cluster.images.features import open_features
 from dq_cluster.storage import Storage
-from dq_cluster.train.node import mapped
+from dq_cluster.train.node import Part, mapped
 from dq_cluster.train.rows import TrainingRows
 from dq_cluster.train.split import Split
 
@@ -149,21 +149,22 @@ def test_pieces_cover_every_row_once(folder: Path) -> None:
 def test_a_node_copies_once(tmp_path: Path) -> None:
     asked = []
 
-    def pieces() -> list[np.ndarray]:
+    def parts() -> list[Part]:
         asked.append(True)
-        return [VALUES[:7], VALUES[7:]]
+        rest = np.arange(7, len(VALUES))[::-1]  # in any order
+        return [(rest, VALUES[rest]), (slice(0, 7), VALUES[:7])]
 
     for _ in range(2):
-        copy = mapped(tmp_path / "copy.npy", VALUES.shape, "float32", pieces)
+        copy = mapped(tmp_path / "copy.npy", VALUES.shape, "float32", parts)
         np.testing.assert_array_equal(copy, VALUES)
     assert len(asked) == 1
 
 
 def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
-    def cut_off() -> list[np.ndarray]:
+    def cut_off() -> list[Part]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         mapped(tmp_path / "copy.npy", VALUES.shape, "float32", cut_off)
-    copy = mapped(tmp_path / "copy.npy", VALUES.shape, "float32", lambda: [VALUES])
+    copy = mapped(tmp_path / "copy.npy", VALUES.shape, "float32", lambda: [(slice(None), VALUES)])
     np.testing.assert_array_equal(copy, VALUES)

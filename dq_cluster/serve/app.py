@@ -15,11 +15,12 @@ from dq_cluster.serve.keeper import VersionKeeper
 from dq_cluster.serve.replica import KEEPER, ShardReplica
 from dq_cluster.serve.router import Router
 
-# A line in a file for each request costs more than searching; metrics and traces count them.
+# Serve's own line for each request costs more than searching, even one that is filtered out below
+# INFO; metrics and traces count requests.
 _COMMON: dict[str, Any] = {
     "health_check_period_s": 2,
     "health_check_timeout_s": 10,
-    "logging_config": LoggingConfig(enable_access_log=False),
+    "logging_config": LoggingConfig(enable_access_log=False, log_level="WARNING"),
 }
 
 

@@ -60,7 +60,14 @@ class ErrorBody(BaseModel):
 
 def make_api(service: Service, *, max_body_bytes: int, hide: str) -> FastAPI:
     """The routes over `service`; `hide` (the index's URI) is kept out of every error."""
-    api = FastAPI(title="dq_cluster", version=__version__, docs_url="/docs", redoc_url=None)
+    api = FastAPI(
+        title="dq_cluster",
+        version=__version__,
+        docs_url="/docs",
+        redoc_url=None,
+        # `observe` traces and counts already.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
 
     async def admit(request: Request) -> None:
         service.guard.admit(request.headers.get("authorization"))

@@ -1,8 +1,13 @@
 """Joining a Ray cluster, or starting one on this machine where there is none."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
 
 # Ray schedules by declared CPUs. Decode, backbone, and writer actors each claim one and must
 # all be alive for a pipeline to move, so a two-core laptop declares more than it has; the
@@ -37,3 +42,13 @@ def ray_cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def quiet_data_context() -> "DataContext":
+    """A copy of Ray Data's context without its own account of every execution."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    return context

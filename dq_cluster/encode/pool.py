@@ -1,6 +1,5 @@
 """The Ray Data pipeline: fragment numbers in, receipts of committed fragments out."""
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +7,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayTaskError
 
+from dq_cluster.cluster import quiet_data_context
 from dq_cluster.encode.config import PoolSettings
 from dq_cluster.encode.fragment import FragmentEncoder, Job
 from dq_cluster.encode.progress import RunProgress
@@ -47,11 +47,7 @@ def run_fragments(
 
 
 def _receipts(job: Job, pool: PoolSettings, todo: list[int]) -> Iterator[Receipt]:
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    # Its own account of every execution; what a reader wants is in RunProgress.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    with DataContext.current(context):
+    with DataContext.current(quiet_data_context()):  # what a reader wants is in RunProgress
         numbers = ray.data.from_items(
             [{"fragment": number} for number in todo],
             override_num_blocks=min(len(todo), _MAX_BLOCKS),

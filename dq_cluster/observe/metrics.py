@@ -98,11 +98,12 @@ class Gauge(Metric):
     def set(self, value: float, **labels: object) -> None:
         tags = self._tags(labels)
         self._last[tuple(tags.values())] = float(value), tags
-        self.record()
+        if (target := self._target()) is not None:
+            target.set(float(value), tags)
         _keep_gauges()
 
-    def record(self) -> None:
-        """Tell Ray the last values."""
+    def repeat(self) -> None:
+        """Tell Ray the last values again."""
         if (target := self._target()) is not None:
             for value, tags in list(self._last.values()):
                 target.set(value, tags)
@@ -144,14 +145,14 @@ ALL: list[Metric] = []
 def _keep_gauges() -> None:
     """Start the thread that repeats gauges; once in a process."""
 
-    def repeat() -> None:
+    def repeat_all() -> None:
         while True:
             time.sleep(_REPEAT_S)
             for metric in ALL:
                 if isinstance(metric, Gauge):
-                    metric.record()
+                    metric.repeat()
 
-    threading.Thread(target=repeat, name="gauges", daemon=True).start()
+    threading.Thread(target=repeat_all, name="gauges", daemon=True).start()
 
 
 # Queries, recorded by the router.

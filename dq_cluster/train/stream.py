@@ -1,12 +1,12 @@
 """Features on their way to a node: Ray Data reads and decodes them, wherever it finds room."""
 
-import logging
 from collections.abc import Iterator
 
 import numpy as np
 import ray
 from ray.data import DataContext, DataIterator, Dataset, TaskPoolStrategy
 
+from dq_cluster.cluster import quiet_data_context
 from dq_cluster.train.node import Part
 from dq_cluster.train.rows import TrainingRows
 
@@ -16,10 +16,8 @@ _READERS = 4  # pieces read at once for a node
 
 def stream(rows: TrainingRows) -> Dataset:
     """All training rows in any order: `row` (their number) and `feature` (dim,)."""
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
+    context = quiet_data_context()
     context.target_max_block_size = _BLOCK_BYTES
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     pieces = rows.pieces()
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed  ## the whole road on real pictures; ends with a report
 	$(BIN)/dq-cluster demo
 
-test: $(VENV)/.installed  ## everything but the tests marked slow
-	$(BIN)/python -m pytest -m "not slow"
+test: $(VENV)/.installed  ## everything but the tests marked slow or gpu
+	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -60,6 +60,8 @@ def search(
 def plan(
     images: Annotated[int, typer.Option(help="Images in the index.")],
     bits: Annotated[int, typer.Option(help="Bits per code.")] = 64,
+    nbits: Annotated[int, typer.Option(help="Bits of a sub-code: 8, or 4 for fast-scan.")] = 8,
+    cells: Annotated[bool, typer.Option(help="With coarse cells (IVF).")] = False,
     refine_bits: Annotated[int, typer.Option(help="Bits of a second code that re-ranks.")] = 0,
     replicas: Annotated[int, typer.Option(help="Replicas of each shard.")] = 2,
     memory_gb: Annotated[float, typer.Option(help="Memory one replica may use.")] = 16.0,
@@ -71,6 +73,8 @@ def plan(
     asked = {
         "images": images,
         "bits": bits,
+        "nbits": nbits,
+        "cells": cells,
         "refine_bits": refine_bits,
         "replicas": replicas,
         "memory_gb": memory_gb,

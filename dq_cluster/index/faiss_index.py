@@ -51,28 +51,50 @@ def ivf(
 
     IndexIVFPQ, or IndexIVFPQFastScan where `scans_fast`.
     """
-    metric = _METRICS[geometry.metric]
-    quantizer = faiss.IndexFlat(geometry.dim, metric)
-    quantizer.add(np.ascontiguousarray(coarse_centroids, np.float32))
+    index = in_lists(codes, cells, codebooks, coarse_centroids, geometry)
+    if not scans_fast(geometry):
+        return index
+    fast = faiss.IndexIVFPQFastScan(index)
+    fast.referenced_objects = []  # else the codes that were copied live on beside the copy
+    index.own_fields = False
+    fast.own_fields = True
+    return fast
+
+
+def in_lists(
+    codes: np.ndarray,
+    lists: np.ndarray,
+    codebooks: np.ndarray,
+    centroids: np.ndarray,
+    geometry: CodeGeometry,
+    *,
+    by_residual: bool = False,
+) -> faiss.IndexIVFPQ:
+    """Codes (n, code_size) in inverted lists (n,) that have these centroids (nlist, dim)."""
+    quantizer = coarse_index(centroids, geometry)
     index = faiss.IndexIVFPQ(
-        quantizer, geometry.dim, geometry.nlist, geometry.m, geometry.nbits, metric
+        quantizer, geometry.dim, len(centroids), geometry.m, geometry.nbits, quantizer.metric_type
     )
-    index.by_residual = False
+    quantizer.this.disown()
+    index.own_fields = True
+    index.by_residual = by_residual
     faiss.copy_array_to_vector(codebooks.astype(np.float32).ravel(), index.pq.centroids)
     index.is_trained = True
     width = index.coarse_code_size()
     for start in range(0, len(codes), _CHUNK):
         part = slice(start, min(start + _CHUNK, len(codes)))
-        cell = cells[part].astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width]
+        number = lists[part].astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width]
         index.add_sa_codes(
-            np.hstack([cell, codes[part]]), np.arange(part.start, part.stop, dtype=np.int64)
+            np.hstack([number, codes[part]]), np.arange(part.start, part.stop, dtype=np.int64)
         )
-    if scans_fast(geometry):
-        index = faiss.IndexIVFPQFastScan(index)
-        index.referenced_objects = []  # else the codes that were copied live on beside the copy
-    quantizer.this.disown()
-    index.own_fields = True
     return index
+
+
+def coarse_index(centroids: np.ndarray, geometry: CodeGeometry) -> faiss.IndexFlat:
+    """What finds the nearest of the centroids (nlist, dim) of cells."""
+    quantizer = faiss.IndexFlat(geometry.dim, _METRICS[geometry.metric])
+    quantizer.add(np.ascontiguousarray(centroids, np.float32))
+    return quantizer
 
 
 def scans_fast(geometry: CodeGeometry) -> bool:

@@ -19,6 +19,7 @@ from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index import faiss_index
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, read_codes
+from dq_cluster.index.gpu import Lists
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.merge import MISSING, best
 from dq_cluster.index.models import read_card, read_tensors
@@ -38,6 +39,7 @@ class Searcher:
     (n,) and coarse_centroids (nlist, dim). `base` is the ordinal of the first row; `deleted` are
     the rows, ascending and counted from it, that have no code here because tombstones name them.
     `simd` names the instruction set that the process was put on (see `faiss_index.choose_simd`).
+    `lists`, the same codes on a GPU, answers what it can instead of the processor.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Searcher:
         base: int = 0,
         deleted: np.ndarray | None = None,
         index: faiss.Index | None = None,
+        lists: Lists | None = None,
     ) -> None:
         self.geometry = geometry
         self.codebooks = codebooks
@@ -58,6 +61,7 @@ class Searcher:
         self.base = base
         self.simd = faiss_index.choose_simd(geometry)
         self.codes = codes
+        self._lists = lists
         self._deleted = np.empty(0, np.int64) if deleted is None else deleted
         self._skips = self._deleted - np.arange(len(self._deleted))
         if index is not None:
@@ -70,11 +74,19 @@ class Searcher:
             raise InputError("an IVF geometry needs the cells and the coarse centroids")
 
     @classmethod
-    def load(cls, index: Index, manifest: Manifest, shard: Shard | None = None) -> "Searcher":
-        """Load `shard` of a version (by default all of it) from storage.
+    def load(
+        cls,
+        index: Index,
+        manifest: Manifest,
+        shard: Shard | None = None,
+        *,
+        gpu: bool = False,
+    ) -> "Searcher":
+        """Load `shard` of a version (by default all of it) from storage, also to the GPU if asked.
 
         8-bit flat codes are held once, in faiss' memory; other codes also in a temporary file,
-        memory-mapped. Raises IntegrityError for a file that disagrees with the manifest.
+        memory-mapped. Raises IntegrityError for a file that disagrees with the manifest, and
+        ConfigError where there is no GPU for it.
         """
         geometry = manifest.geometry
         shard = shard or plan_shards(manifest.files, 1)[0]
@@ -116,15 +128,22 @@ class Searcher:
 
         with ThreadPoolExecutor(_READERS) as pool:
             list(pool.map(fill, range(len(shard.files))))
+        where: dict[str, np.ndarray] = {}
+        if geometry.nlist:
+            where = {"cells": cells, "coarse_centroids": tensors["coarse_centroids"]}
+        lists = None
+        if gpu:
+            lists = Lists(codes, tensors["codebooks"], geometry, **where)
+            lists.to_gpu()
         return cls(
             codes,
             tensors["codebooks"],
             geometry,
-            cells=cells,
-            coarse_centroids=tensors.get("coarse_centroids"),
+            **where,
             base=shard.base,
             deleted=deleted,
             index=whole,
+            lists=lists,
         )
 
     @property
@@ -174,13 +193,16 @@ class Searcher:
         while pending.size:
             depth = min(depth, len(codes))
             asked = queries[pending]
-            found, labels = index.search(asked, depth, params=parameters)
+            scan = index
+            if index is self._index and self._lists and self._lists.reach(depth, parameters):
+                scan = self._lists
+            found, labels = scan.search(asked, depth, params=parameters)
             if depth == len(codes) and not self.geometry.nlist:
                 # Fast-scan leaves out codes of the lowest inner product that it can express.
                 labels = np.tile(np.arange(depth), (len(pending), 1))
             worst = found[:, -1] if self.geometry.metric == "ip" else -found[:, -1]
             exact = ExactScores(asked, self.words)
-            slack = self._slack(asked, exact)
+            slack = self._slack(asked, exact, rounded=scan is not self._lists)
             scored = np.where(labels == MISSING, np.float32(-np.inf), exact.of(codes, labels))
             order = best(scored, labels, k)
             scored = np.take_along_axis(scored, order, axis=1)
@@ -203,11 +225,14 @@ class Searcher:
         code = self.codes[row - np.searchsorted(self._deleted, row)]
         return self.words.of(code).astype(np.float32)
 
-    def _slack(self, queries: np.ndarray, exact: ExactScores) -> np.ndarray:
-        """By how much (n,) faiss may rate a code below its score, at most."""
+    def _slack(self, queries: np.ndarray, exact: ExactScores, *, rounded: bool) -> np.ndarray:
+        """By how much (n,) faiss may rate a code below its score, at most.
+
+        rounded: whether by fast-scan's tables, where such codes have them.
+        """
         length = np.linalg.norm(queries.astype(np.float64), axis=1)
         slack = _ROUNDING * (length + self.words.longest) ** 2
-        if faiss_index.scans_fast(self.geometry):
+        if rounded and faiss_index.scans_fast(self.geometry):
             # Fast-scan rounds its tables to 255 steps over the span of the widest one: each of
             # the m terms is off by at most half a step.
             slack += np.ptp(exact.tables, axis=0).max(axis=1) * self.geometry.m / 510

@@ -5,6 +5,7 @@ to exceed (a replica holds two while it switches), storage what encoding promise
 """
 
 import math
+from typing import Literal
 
 from pydantic import Field
 
@@ -15,16 +16,20 @@ from dq_cluster.index.planner import FRAGMENT_ROWS
 ID_BYTES = 8
 STORAGE_OVERHEAD = 1.2
 ROW_BYTES = 2
+LABEL_BYTES = 8  # faiss keeps a number with every code in a cell
 PROCESS_BYTES = 300 * 10**6
 
 
 class SizingRequest(Settings):
     """images: codes in the index; bits, refine_bits: length of the code and of the second one;
-    memory_gb: what one replica may use.
+    nbits: of a sub-code; cells: whether the index has coarse cells (IVF); memory_gb: what one
+    replica may use.
     """
 
     images: int = Field(gt=0)
     bits: int = Field(gt=0, multiple_of=8)
+    nbits: Literal[4, 8] = 8
+    cells: bool = False
     refine_bits: int = Field(0, ge=0, multiple_of=8)
     replicas: int = Field(2, gt=0)
     memory_gb: float = Field(16.0, gt=0)
@@ -46,23 +51,36 @@ class Sizing(Settings):
     fragments: int
 
 
+def row_bytes(code_size: int, *, cells: bool, packed: bool, gpu: bool = False) -> int:
+    """Memory that a replica needs for every row of a version while it loads it.
+
+    packed: whether faiss makes a second copy, for fast-scan, before the first can go; gpu: whether
+    the codes are first put into lists for a GPU.
+    """
+    held = code_size + (LABEL_BYTES if cells else 0)
+    again = held if packed else 0
+    lists = code_size + LABEL_BYTES if gpu else 0
+    return ROW_BYTES + held + max(again, lists)
+
+
 def size_index(request: SizingRequest) -> Sizing:
     """Fewest shards whose replicas fit the memory, and what the whole then takes.
 
-    Memory of a replica is code + 2 bytes per row + 300 MB; storage is at most
-    1.2 × (codes + 8) bytes per image. Raises ConfigError where not even one row fits.
+    Memory of a replica is `row_bytes` per row + 300 MB; storage is at most 1.2 × (codes + 8)
+    bytes per image. Raises ConfigError where not even one row fits.
     """
     code = request.bits // 8
+    row = row_bytes(code, cells=request.cells, packed=request.nbits == 4)
     room = request.memory_gb * 1e9 - PROCESS_BYTES
-    if room < code + ROW_BYTES:
+    if room < row:
         raise ConfigError(
             f"memory_gb {request.memory_gb} leaves no room for codes beside the "
             f"{PROCESS_BYTES / 1e9} GB of the process; allow at least 1 GB"
         )
-    rows_fit = int(room // (code + ROW_BYTES))
+    rows_fit = int(room // row)
     shards = math.ceil(request.images / rows_fit)
     rows = math.ceil(request.images / shards)
-    memory = rows * (code + ROW_BYTES) + PROCESS_BYTES
+    memory = rows * row + PROCESS_BYTES
     total = shards * request.replicas
     stored = request.refine_bits // 8 + ID_BYTES
     return Sizing(

@@ -33,7 +33,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
             name=f"Shard{number}",
             num_replicas=settings.replicas,
             max_ongoing_requests=64,
-            ray_actor_options={"num_cpus": settings.cpus},
+            ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
             graceful_shutdown_timeout_s=5,
             **_COMMON,
         ).bind(settings, number)

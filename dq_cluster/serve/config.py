@@ -22,11 +22,11 @@ class ServeSettings(Settings):
     """How an index is served.
 
     index: where it lies. version: the one to serve first (default: CURRENT). shards, replicas:
-    deployments, and copies of each. cpus: of one replica; faiss uses as many threads. routers:
-    copies of the router. nprobe: cells looked into in an IVF version (0: all). k_factor:
-    candidates for each neighbour that the second code re-ranks, where the version has one.
-    timeout_ms and min_coverage likewise: used by queries that name none. batch: most queries that
-    are searched together.
+    deployments, and copies of each. cpus: of one replica; faiss uses as many threads. gpus: of one
+    replica, 0 or at most 1, which scans the codes. routers: copies of the router. nprobe: cells
+    looked into in an IVF version (0: all). k_factor: candidates for each neighbour that the second
+    code re-ranks, where the version has one. timeout_ms and min_coverage likewise: used by queries
+    that name none. batch: most queries that are searched together.
     host, port: where HTTP is served when this process starts Serve (port 0: any free one);
     grpc_port likewise, 0 for no gRPC.
     """
@@ -37,6 +37,7 @@ class ServeSettings(Settings):
     replicas: int = Field(default=1, ge=1, le=64)
     routers: int = Field(default=1, ge=1, le=64)
     cpus: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0, ge=0, le=1)
     nprobe: int = Field(default=0, ge=0)
     k_factor: int = Field(default=4, ge=1, le=MAX_K_FACTOR)
     timeout_ms: int = Field(default=2000, ge=1)

@@ -59,7 +59,8 @@ class LocalService:
         shards = self._settings.shards
         allowed = int(self._settings.memory_gb * 1e9)
         self._held[version] = [
-            load_shard(self._index, version, number, shards, allowed) for number in range(shards)
+            load_shard(self._index, version, number, shards, allowed, gpu=self._settings.gpus > 0)
+            for number in range(shards)
         ]
         return served
 

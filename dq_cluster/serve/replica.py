@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import faiss
@@ -60,12 +61,16 @@ class ShardReplica:
 
     async def _load(self, version: int) -> str:
         about = {"shard": self._number, "version": version}
-        allowed = int(self._settings.memory_gb * 1e9)
+        settings = self._settings
+        load = partial(
+            load_shard,
+            *(self._index, version, self._number, settings.shards),
+            allowed_bytes=int(settings.memory_gb * 1e9),
+            gpu=settings.gpus > 0,
+        )
         try:
             with SHARD_LOAD_SECONDS.time(shard=self._number):
-                shard = await asyncio.to_thread(
-                    load_shard, self._index, version, self._number, self._settings.shards, allowed
-                )
+                shard = await asyncio.to_thread(load)
         except DqError as error:
             SHARD_LOAD_FAILURES.inc(shard=self._number)
             logger.error("version refused", extra={**about, "why": error})

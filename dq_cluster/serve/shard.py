@@ -13,15 +13,17 @@ from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.faiss_index import scans_fast
 from dq_cluster.index.filters import Filter
+from dq_cluster.index.gpu import check_gpu
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.merge import MISSING
 from dq_cluster.index.refine import Refiner
 from dq_cluster.index.rows import Rows
 from dq_cluster.index.searcher import Searcher
 from dq_cluster.index.shards import Shard, plan_shards
+from dq_cluster.index.sizing import row_bytes
 
-_ROW_BYTES = 2
-_IVF_ROW_BYTES = 8  # faiss keeps a 64-bit label with every code in a cell
+_GPU_LABEL_BYTES = 4
+_GPU_WORK_BYTES = 1536 << 20  # what faiss takes of a GPU for its own work
 
 
 class DoesNotFitError(DqError):
@@ -67,10 +69,12 @@ class Item:
 class LoadedShard:
     """Codes, ids, and carried columns of one shard. Searched from several threads."""
 
-    def __init__(self, index: Index, manifest: Manifest, shard: Shard) -> None:
+    def __init__(
+        self, index: Index, manifest: Manifest, shard: Shard, *, gpu: bool = False
+    ) -> None:
         self.manifest = manifest
         self.shard = shard
-        self.searcher = Searcher.load(index, manifest, shard)
+        self.searcher = Searcher.load(index, manifest, shard, gpu=gpu)
         self.rows = Rows.load(index, manifest, shard)
         self.refiner = Refiner.load(index, manifest, shard)
         # What reading took comes back no more until the next version.
@@ -99,33 +103,59 @@ class LoadedShard:
 
 
 def load_shard(
-    index: Index, version: int, number: int, shards: int, allowed_bytes: int = 0
+    index: Index,
+    version: int,
+    number: int,
+    shards: int,
+    allowed_bytes: int = 0,
+    *,
+    gpu: bool = False,
 ) -> LoadedShard:
     """Load shard `number` of `shards`, after checking that it fits (0: what is free here).
 
-    Raises DoesNotFitError with the numbers, and whatever reading an index raises.
+    gpu: scan its codes on the first GPU of this process. Raises DoesNotFitError with the numbers,
+    ConfigError where there is no GPU for it, and whatever reading an index raises.
     """
     manifest = index.manifest(version)
     shard = plan_shards(manifest.files, shards)[number]
-    check_fits(shard.rows, manifest.geometry, allowed_bytes or free_memory())
+    check_fits(shard.rows, manifest.geometry, allowed_bytes or free_memory(), gpu=gpu)
+    if gpu:
+        check_gpu(manifest.geometry)
+        check_fits_gpu(shard.rows, manifest.geometry, free_gpu_memory())
     try:
-        return LoadedShard(index, manifest, shard)
+        return LoadedShard(index, manifest, shard, gpu=gpu)
     except (pa.ArrowException, OSError) as error:
         raise IntegrityError(
             f"version {version} cannot be read: {error}; 'index verify' names the file"
         ) from error
 
 
-def check_fits(rows: int, geometry: CodeGeometry, allowed_bytes: int) -> None:
-    """Raise DoesNotFitError where `rows` codes take more memory than `allowed_bytes`."""
-    row = geometry.code_size + (_IVF_ROW_BYTES if geometry.nlist else 0)
-    # Fast-scan packs a second copy while it is built.
-    row = _ROW_BYTES + (2 * row if scans_fast(geometry) else row)
-    if rows * row > allowed_bytes:
+def check_fits(rows: int, geometry: CodeGeometry, allowed_bytes: int, *, gpu: bool = False) -> None:
+    """Raise DoesNotFitError where loading `rows` codes takes more memory than `allowed_bytes`."""
+    cells, packed = geometry.nlist > 0, scans_fast(geometry)
+    needed = rows * row_bytes(geometry.code_size, cells=cells, packed=packed, gpu=gpu)
+    _check(rows, geometry, "", needed, allowed_bytes)
+
+
+def check_fits_gpu(rows: int, geometry: CodeGeometry, allowed_bytes: int) -> None:
+    """Raise DoesNotFitError where `rows` codes take more of a GPU than `allowed_bytes`."""
+    needed = rows * (geometry.code_size + _GPU_LABEL_BYTES) + _GPU_WORK_BYTES
+    _check(rows, geometry, " of the GPU", needed, allowed_bytes)
+
+
+def _check(rows: int, geometry: CodeGeometry, where: str, needed: int, allowed: int) -> None:
+    if needed > allowed:
         raise DoesNotFitError(
-            f"{rows:,} codes of {geometry.code_size} bytes need {rows * row / 1e9:.3f} GB, "
-            f"{allowed_bytes / 1e9:.3f} GB are allowed; use more shards or larger replicas"
+            f"{rows:,} codes of {geometry.code_size} bytes need {needed / 1e9:.3f} GB{where}, "
+            f"{allowed / 1e9:.3f} GB are allowed; use more shards or larger replicas"
         )
+
+
+def free_gpu_memory() -> int:
+    """Bytes that are free on the first GPU of this process."""
+    import torch  # only here: replicas without a GPU start faster without it
+
+    return int(torch.cuda.mem_get_info()[0])
 
 
 def free_memory() -> int:

@@ -266,3 +266,5 @@ def test_a_version_that_does_not_fit_is_refused_with_the_numbers(tmp_path: Path)
         check_fits(10**9, flat, 9_999_000_000)
     with pytest.raises(DoesNotFitError, match=r"18\.000 GB"):
         check_fits(10**9, fast, 10 * 10**9)
+    with pytest.raises(DoesNotFitError, match=r"26\.000 GB"):
+        check_fits(10**9, flat, 10 * 10**9, gpu=True)

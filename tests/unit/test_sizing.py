@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_cluster.errors import ConfigError
+from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.sizing import SizingRequest, size_index
+from dq_cluster.serve.shard import DoesNotFitError, check_fits
 
 
 def test_two_billion_images_of_64_bits() -> None:
@@ -38,6 +40,19 @@ def test_a_second_code_takes_disk_and_storage_but_no_memory() -> None:
     assert refined.memory_per_replica_gb == plain.memory_per_replica_gb
     assert (plain.disk_per_replica_gb, refined.disk_per_replica_gb) == (8, 40)
     assert refined.storage_gb - plain.storage_gb == pytest.approx(1.2 * 32)
+
+
+def test_the_plan_is_what_a_replica_asks_for() -> None:
+    asked = {"images": 10**9, "bits": 64, "memory_gb": 1000.0}
+    cells = CodeGeometry(dim=16, m=8, nlist=100)
+    fast = CodeGeometry(dim=16, m=16, nbits=4)
+    fast_cells = fast.model_copy(update={"nlist": 100})
+    for geometry in (CodeGeometry(dim=16, m=8), cells, fast, fast_cells):
+        request = SizingRequest(nbits=geometry.nbits, cells=geometry.nlist > 0, **asked)
+        codes = round(size_index(request).memory_per_replica_gb * 1e9) - 300 * 10**6
+        check_fits(10**9, geometry, codes)
+        with pytest.raises(DoesNotFitError):
+            check_fits(10**9, geometry, codes - 1)
 
 
 def test_too_little_memory_is_refused() -> None:

@@ -183,20 +183,37 @@ def read_codes(
 
     local: where the file lies if it does so on a local disk. A batch is valid until the next.
     """
-    runs = plain_runs(file, "code", geometry.code_size)
-    if local is not None and runs is not None and not geometry.nlist:
-        yield from ((codes, None) for codes in read_runs(local, runs, geometry.code_size))
+    if not geometry.nlist:
+        yield from ((codes, None) for codes in _read(file, "code", geometry.code_size, local))
         return
-    names = ["code", "cell"] if geometry.nlist else ["code"]
+    for batch in _decoded(file, ["code", "cell"]):
+        codes = code_matrix(batch.column("code"), geometry.code_size)
+        yield codes, batch.column("cell").to_numpy()
+
+
+def read_second_codes(
+    file: pq.ParquetFile, geometry: CodeGeometry, local: Path | None
+) -> Iterator[np.ndarray]:
+    """The second codes (n, refine_m) uint8 of consecutive rows, otherwise as `read_codes`."""
+    yield from _read(file, "refine_code", geometry.refine_m, local)
+
+
+def _read(file: pq.ParquetFile, name: str, size: int, local: Path | None) -> Iterator[np.ndarray]:
+    runs = plain_runs(file, name, size)
+    if local is not None and runs is not None:
+        yield from read_runs(local, runs, size)
+        return
+    for batch in _decoded(file, [name]):
+        yield code_matrix(batch.column(name), size)
+
+
+def _decoded(file: pq.ParquetFile, names: list[str]) -> Iterator[pa.RecordBatch]:
     # Threads would decode one column, in one row group: the callers read several files instead.
-    for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
-        cells = batch.column("cell").to_numpy() if geometry.nlist else None
-        yield code_matrix(batch.column("code"), geometry), cells
+    yield from file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False)
 
 
-def code_matrix(chunk: pa.FixedSizeBinaryArray, geometry: CodeGeometry) -> np.ndarray:
-    """A column of codes as it lies in memory: (rows, code_size) uint8, not copied."""
-    size = geometry.code_size
+def code_matrix(chunk: pa.FixedSizeBinaryArray, size: int) -> np.ndarray:
+    """A column of codes as it lies in memory: (rows, size) uint8, not copied."""
     flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * size, chunk.offset * size)
     return flat.reshape(len(chunk), size)
 

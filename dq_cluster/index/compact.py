@@ -102,9 +102,11 @@ def _merged(
     second = geometry.refine
     return code_table(
         table.column("id").combine_chunks(),
-        code_matrix(table.column("code").combine_chunks(), geometry),
+        code_matrix(table.column("code").combine_chunks(), geometry.code_size),
         geometry,
         table.select(list(manifest.columns)),
         table.column("cell").to_numpy() if geometry.nlist else None,
-        code_matrix(table.column("refine_code").combine_chunks(), second) if second else None,
+        code_matrix(table.column("refine_code").combine_chunks(), second.code_size)
+        if second
+        else None,
     )

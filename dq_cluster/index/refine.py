@@ -11,7 +11,7 @@ import tempfile
 import numpy as np
 
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.codefile import code_matrix, open_code_file
+from dq_cluster.index.codefile import open_code_file, read_second_codes
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.merge import MISSING
 from dq_cluster.index.models import read_card, read_tensors
@@ -41,8 +41,9 @@ class Refiner:
                 with open_code_file(
                     index.storage, entry, model=manifest.model, geometry=manifest.geometry
                 ) as file:
-                    for batch in file.iter_batches(1 << 16, columns=["refine_code"]):
-                        local.write(code_matrix(batch.column(0), geometry).data)
+                    where = index.storage.local(entry.path)
+                    for codes in read_second_codes(file, manifest.geometry, where):
+                        local.write(codes.data)
             local.flush()
             codes = np.empty((0, geometry.code_size), np.uint8)
             if shard.rows:

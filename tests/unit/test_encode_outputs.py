@@ -32,5 +32,5 @@ def test_both_codes_of_a_row_are_written(tmp_path: Path) -> None:
         ("code", card.geometry, network.codebooks),
         ("refine_code", second, network.refine_codebooks),
     ):
-        codes = code_matrix(table.column(name).combine_chunks(), geometry)
+        codes = code_matrix(table.column(name).combine_chunks(), geometry.code_size)
         np.testing.assert_array_equal(codes, quantizer.assign(embedding, words).numpy())

@@ -7,12 +7,15 @@ embedding itself, so its score has the same definition as the first one's.
 
 import mmap
 import tempfile
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
+from dq_cluster.index.ahead import read_ahead
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, read_second_codes
-from dq_cluster.index.manifest import Manifest
+from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.index.merge import MISSING
 from dq_cluster.index.models import read_card, read_tensors
 from dq_cluster.index.scores import ExactScores, Words
@@ -37,13 +40,8 @@ class Refiner:
             return None
         shard = shard or plan_shards(manifest.files, 1)[0]
         with tempfile.TemporaryFile() as local:
-            for entry in shard.files:
-                with open_code_file(
-                    index.storage, entry, model=manifest.model, geometry=manifest.geometry
-                ) as file:
-                    where = index.storage.local(entry.path)
-                    for codes in read_second_codes(file, manifest.geometry, where):
-                        local.write(codes.data)
+            for block in read_ahead(partial(_codes, index, manifest), shard.files):
+                local.write(block)
             local.flush()
             codes = np.empty((0, geometry.code_size), np.uint8)
             if shard.rows:
@@ -70,3 +68,13 @@ class Refiner:
         queries = np.ascontiguousarray(embeddings, np.float32)
         scores = ExactScores(queries, self._words).of(self._codes, rows)
         return np.where(missing, np.float32(-np.inf), scores)
+
+
+def _codes(index: Index, manifest: Manifest, entry: FileEntry) -> Iterator[bytes]:
+    """The second codes of a code file, some rows at a time."""
+    local = index.storage.local(entry.path)
+    with open_code_file(
+        index.storage, entry, model=manifest.model, geometry=manifest.geometry
+    ) as file:
+        for codes in read_second_codes(file, manifest.geometry, local):
+            yield codes.tobytes()

@@ -2,19 +2,20 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dq_cluster.errors import InputError
+from dq_cluster.index.ahead import read_ahead
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file
 from dq_cluster.index.filters import Filter
-from dq_cluster.index.manifest import Manifest
+from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.index.plain import map_runs, plain_runs
 from dq_cluster.index.shards import Shard, plan_shards
 from dq_cluster.index.tombstones import deleted_ordinals
@@ -36,18 +37,11 @@ class _Copy:
         self._sink.close()
         os.unlink(self._path)
 
-    def add(
-        self, file: pq.ParquetFile, names: list[str], groups: list[int] | None = None
-    ) -> list[int]:
-        """Copy columns of a file, or of some of its row groups; rows of the batches this makes."""
-        sizes = []
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=names):
-            if self._writer is None:
-                self._schema = batch.schema.remove_metadata()
-                self._writer = pa.ipc.new_file(pa.PythonFile(self._sink), self._schema)
-            self._writer.write_batch(batch.replace_schema_metadata(None).cast(self._schema))
-            sizes.append(batch.num_rows)
-        return sizes
+    def add(self, batch: pa.RecordBatch) -> None:
+        if self._writer is None:
+            self._schema = batch.schema.remove_metadata()
+            self._writer = pa.ipc.new_file(pa.PythonFile(self._sink), self._schema)
+        self._writer.write_batch(batch.replace_schema_metadata(None).cast(self._schema))
 
     def batches(self) -> list[pa.RecordBatch]:
         """What was copied, mapped into memory. Nothing can be added after that."""
@@ -57,6 +51,13 @@ class _Copy:
         self._sink.flush()
         reader = pa.ipc.open_file(pa.memory_map(self._path))
         return [reader.get_batch(n) for n in range(reader.num_record_batches)]
+
+
+class _Part(NamedTuple):
+    """Consecutive rows: ids that are mapped where they lie, and what has to be copied, or None."""
+
+    ids: pa.Array | None
+    columns: pa.RecordBatch | None
 
 
 class Rows:
@@ -89,18 +90,11 @@ class Rows:
         carried = list(manifest.columns)
         mapped: list[pa.Array | None] = []  # the ids of every batch, where they need no copy
         with _Copy() as whole, _Copy() as beside_ids:
-            for entry in shard.files:
-                local = index.storage.local(entry.path)
-                with open_code_file(
-                    index.storage, entry, model=manifest.model, geometry=manifest.geometry
-                ) as file:
-                    runs = plain_runs(file, "id", 8) if manifest.id_type == "int64" else None
-                    if local is None or runs is None:
-                        mapped += [None for _ in whole.add(file, ["id", *carried])]
-                        continue
-                    for group, ids in enumerate(map_runs(local, runs, np.dtype("<i8"))):
-                        sizes = beside_ids.add(file, carried, [group]) if carried else [len(ids)]
-                        mapped += map(pa.array, np.split(ids, np.cumsum(sizes)[:-1]))
+            read = partial(_parts, index, manifest)
+            for ids, columns in read_ahead(read, shard.files):
+                mapped.append(ids)
+                if columns is not None:
+                    (whole if ids is None else beside_ids).add(columns)
             copied, beside = iter(whole.batches()), iter(beside_ids.batches())
         batches = []
         for column in mapped:
@@ -151,6 +145,28 @@ class Rows:
         """Which rows satisfy `filter`: (rows,) bool."""
         masks = [filter.mask(batch) for batch in self._batches]
         return np.concatenate(masks) if masks else np.zeros(0, bool)
+
+
+def _parts(index: Index, manifest: Manifest, entry: FileEntry) -> Iterator[_Part]:
+    """The rows of a code file."""
+    carried = list(manifest.columns)
+    local = index.storage.local(entry.path)
+    with open_code_file(
+        index.storage, entry, model=manifest.model, geometry=manifest.geometry
+    ) as file:
+        runs = plain_runs(file, "id", 8) if manifest.id_type == "int64" else None
+        if local is None or runs is None:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=["id", *carried]):
+                yield _Part(None, batch)
+            return
+        for group, ids in enumerate(map_runs(local, runs, np.dtype("<i8"))):
+            if not carried:
+                yield _Part(pa.array(ids), None)
+                continue
+            start = 0
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=carried):
+                yield _Part(pa.array(ids[start : start + batch.num_rows]), batch)
+                start += batch.num_rows
 
 
 def to_id(value: Any, id_type: str) -> int | str:

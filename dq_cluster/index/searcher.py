@@ -17,6 +17,7 @@ import numpy as np
 from dq_cluster.errors import InputError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index import faiss_index
+from dq_cluster.index.ahead import readers
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, read_codes
 from dq_cluster.index.gpu import Lists
@@ -27,7 +28,7 @@ from dq_cluster.index.scores import ExactScores, Words
 from dq_cluster.index.shards import Shard, plan_shards
 from dq_cluster.index.tombstones import deleted_ordinals
 
-_READERS = 4
+_READERS = 4  # at least: a batch of codes is small, however large the file
 _TOGETHER = 64  # queries whose candidates are scored at once: what a cache holds
 _ROUNDING = 1e-5  # of the largest possible score: generous for float32 sums of 256 terms
 
@@ -126,7 +127,7 @@ class Searcher:
                         cells[live] = np.delete(found, here)
                     place = live.stop
 
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(max(_READERS, readers(shard.files))) as pool:
             list(pool.map(fill, range(len(shard.files))))
         where: dict[str, np.ndarray] = {}
         if geometry.nlist:

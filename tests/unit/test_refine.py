@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dq_cluster.errors import IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.compact import compact
 from dq_cluster.index.merge import MISSING, rerank
@@ -161,3 +162,28 @@ def test_the_first_codes_are_those_of_the_model_without_it() -> None:
     assert (words - embedding).square().sum() < (
         other.quantize(embedding) - embedding
     ).square().sum()
+
+
+def test_a_bucket_answers_like_a_disk(tmp_path: Path, s3: str) -> None:
+    """Many small files, read ahead by threads: every row has its own codes, id, and columns."""
+    answers = []
+    for uri in (str(tmp_path / "index"), f"{s3}/index"):
+        index, manifest, vectors = make_index(uri, rows=900, files=40, refine_m=8, string_ids=True)
+        shard = plan_shards(manifest.files, 2)[1]
+        searcher, refiner = (
+            Searcher.load(index, manifest, shard),
+            Refiner.load(index, manifest, shard),
+        )
+        assert refiner is not None
+        found = refined(searcher, refiner, vectors[:5], 500)
+        rows = Rows.load(index, manifest, shard).take(np.arange(shard.base, 900), ["id", "label"])
+        answers.append((*found, rows))
+    for one, other in zip(*answers, strict=True):
+        assert one.equals(other) if hasattr(one, "equals") else np.array_equal(one, other)
+    gone = manifest.files[0]
+    index.storage.delete(gone.path)
+    for load in (Searcher.load, Rows.load, Refiner.load):
+        with pytest.raises(
+            IntegrityError, match=rf"{gone.path} is named by the manifest but missing"
+        ):
+            load(index, manifest)

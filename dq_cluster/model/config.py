@@ -66,7 +66,11 @@ class ModelSettings(Settings):
     def _preset(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {**PRESETS.get(values.get("objective", "semantic"), {}), **values}
+        preset = PRESETS.get(values.get("objective", "semantic"), {})
+        if values.get("refine_bits"):
+            # Fewer dimensions help a short code and cap what a second one can restore.
+            preset = {name: value for name, value in preset.items() if name != "dim"}
+        return {**preset, **values}
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelSettings":

@@ -140,6 +140,10 @@ def test_an_objective_sets_weights_that_explicit_ones_override():
     assert plain.distillation_weight == 1
     assert plain.triplet_weight == 0
     assert ModelSettings(objective="neighbours", triplet_weight=2).triplet_weight == 2
+    assert plain.dim == 32
+    second = ModelSettings(objective="neighbours", refine_bits=256)
+    assert (second.dim, second.distillation_weight) == (64, 1)
+    assert ModelSettings(objective="neighbours", refine_bits=256, dim=128).dim == 128
 
 
 def test_views_do_not_change_what_the_neighbours_objective_keeps(features: np.ndarray):

@@ -69,6 +69,9 @@ class Storage:
         """The fsspec filesystem; paths for it come from `path`."""
         if self.is_local:
             return fsspec.filesystem("file")
+        import s3fs.core
+
+        s3fs.core.set_custom_error_handler(_busy)
         return fsspec.filesystem("s3", default_cache_type="none", use_listings_cache=False)
 
     @property
@@ -205,6 +208,13 @@ class Storage:
                 return False
             raise
         return True
+
+
+def _busy(error: Exception) -> bool:
+    """Whether S3 had too much to do. s3fs tries again where the answer's text says so; the answer
+    to a HEAD request has no text."""
+    answer = getattr(error, "response", {}).get("ResponseMetadata", {})
+    return answer.get("HTTPStatusCode") == 503
 
 
 def _local_files(folder: str) -> Iterator[tuple[str, int, datetime]]:

@@ -2,12 +2,15 @@
 
 Decoders are C libraries, and an image may find a bug in one. Decoding `watched` costs nothing, and
 such an image ends the process; decoding `Apart` costs a child process, and tells which it was.
+Images of callers are decoded apart, by an `ApartPool`.
 """
 
 import contextlib
 import faulthandler
 import multiprocessing
+import queue
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -106,6 +109,28 @@ class Apart:
             self._child.join()
             self._pipe.close()
             self._child = None
+
+
+class ApartPool:
+    """`Apart` for callers in several threads: each call has one of `children` for itself.
+
+    They start when they are first needed, and end with the pool.
+    """
+
+    def __init__(self, limits: ImageLimits, children: int) -> None:
+        self._free: queue.SimpleQueue[Decode] = queue.SimpleQueue()
+        stack = contextlib.ExitStack()
+        for _ in range(children):
+            self._free.put(stack.enter_context(Apart(limits)))
+        weakref.finalize(self, stack.close)
+
+    def __call__(self, data: bytes, size: int) -> np.ndarray:
+        """Pixels (size, size, 3) uint8 of an encoded image. Raises RejectError."""
+        decode = self._free.get()
+        try:
+            return decode(data, size)
+        finally:
+            self._free.put(decode)
 
 
 def _serve(pipe: Connection, limits: ImageLimits) -> None:

@@ -5,8 +5,8 @@ import torch
 
 from dq_cluster.errors import InputError
 from dq_cluster.images.backbone import Backbone, load_backbone
-from dq_cluster.images.config import ImageLimits
-from dq_cluster.images.decode import RejectError, decode_image
+from dq_cluster.images.decode import RejectError
+from dq_cluster.images.guard import Decode
 from dq_cluster.model.bundle import load_model
 from dq_cluster.storage import Storage
 
@@ -14,9 +14,9 @@ from dq_cluster.storage import Storage
 class Embedder:
     """The network of one model and, where it was trained on images, its backbone."""
 
-    def __init__(self, storage: Storage, model: str, limits: ImageLimits) -> None:
+    def __init__(self, storage: Storage, model: str, decode: Decode) -> None:
         self._network, self.card = load_model(storage, model)
-        self._limits = limits
+        self._decode = decode
         self._backbone: Backbone | None = None
         if self.card.preprocessing.get("kind", "none") != "none":
             self._backbone = load_backbone(self.card.preprocessing)
@@ -35,7 +35,7 @@ class Embedder:
         if self._backbone is None:
             raise InputError("this index was made from features; ask with a vector, not an image")
         try:
-            pixels = decode_image(image, self._backbone.image_size, self._limits)
+            pixels = self._decode(image, self._backbone.image_size)
         except RejectError as error:
             raise InputError(f"the image cannot be read: {error.reason.value}") from None
         return self._backbone.features(pixels[None])

@@ -7,12 +7,15 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dq_cluster.errors import InputError, NotFoundError
 from dq_cluster.images.config import ImageLimits
+from dq_cluster.images.decode import decode_image
+from dq_cluster.images.guard import ApartPool
 from dq_cluster.images.thumbnail import thumbnail
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.filters import Filter, parse_filter
@@ -37,6 +40,8 @@ from dq_cluster.serve.hits import merge_hits
 from dq_cluster.serve.policy import coverage
 from dq_cluster.serve.shard import Item, ShardQuery
 
+_DECODERS = 2  # images of queries that are decoded at once
+
 Call = Callable[[int, str, Any], Awaitable[Any]]
 """call(shard, method, argument): `search` a ShardQuery, or `find` a (version, id)."""
 
@@ -52,9 +57,18 @@ class Served:
 
     @classmethod
     def load(
-        cls, index: Index, version: int, settings: ServeSettings, before: "Served | None" = None
+        cls,
+        index: Index,
+        version: int,
+        settings: ServeSettings,
+        before: "Served | None" = None,
+        *,
+        apart: bool = False,
     ) -> "Served":
-        """Read what a router needs of `version`; keep the model of `before` if it is the same."""
+        """Read what a router needs of `version`; keep the model of `before` if it is the same.
+
+        apart: decode the images of queries in child processes, where they can do no harm.
+        """
         manifest = index.manifest(version)
         limits = ImageLimits(
             max_bytes=settings.limits.max_body_bytes, max_pixels=settings.limits.max_pixels
@@ -62,7 +76,8 @@ class Served:
         if before is not None and before.manifest.model == manifest.model:
             embedder = before.embedder
         else:
-            embedder = Embedder(index.storage, manifest.model, limits)
+            decode = ApartPool(limits, _DECODERS) if apart else partial(decode_image, limits=limits)
+            embedder = Embedder(index.storage, manifest.model, decode)
         return cls(manifest, plan_shards(manifest.files, settings.shards), embedder, limits)
 
     def k_factor(self, asked: int | None, usual: int) -> int:

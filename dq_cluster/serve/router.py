@@ -52,7 +52,7 @@ class Router:
         async def call(shard: int, method: str, argument: Any) -> Any:
             return await getattr(plain[shard], method).remote(argument)
 
-        served = await asyncio.to_thread(Served.load, self._index, first, settings)
+        served = await asyncio.to_thread(Served.load, self._index, first, settings, apart=True)
         self._engine = Engine(served, settings, call)
         INDEX_VERSION.set(first)
         self._following = asyncio.ensure_future(self._follow_forever())
@@ -117,7 +117,9 @@ class Router:
 
     async def _load(self, version: int) -> Served:
         before = self._engine.served
-        return await asyncio.to_thread(Served.load, self._index, version, self._settings, before)
+        return await asyncio.to_thread(
+            Served.load, self._index, version, self._settings, before, apart=True
+        )
 
     async def _serve(self, served: Served) -> None:
         self._engine.serve(served)

@@ -1,14 +1,19 @@
 """Images that end the process which decodes them become rejects, and nothing else does."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import yaml
 
+from dq_cluster.client import Client
+from dq_cluster.errors import InputError
 from dq_cluster.images.config import ImageLimits, SourceSettings
 from dq_cluster.storage import Storage
 from tests.deadly import GLUTTON, HANGER, KILLER, install
@@ -28,20 +33,32 @@ ROOT = Path(__file__).parents[2]
 DEADLY = {5: KILLER, 25: HANGER, 45: GLUTTON}  # one in each fragment
 
 
-def test_only_the_deadly_images_of_a_fragment_are_rejected(tmp_path: Path) -> None:
-    images = [DEADLY.get(n, data) for n, data in enumerate(crops(60))]
+@dataclass(frozen=True)
+class Encoded:
+    """An index of a pile with deadly images, and the environment in which they are deadly."""
+
+    index: str
+    environment: dict[str, str]
+    good: bytes
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
+    folder = tmp_path_factory.mktemp("deadly")
+    pictures = crops(60)
+    images = [DEADLY.get(n, data) for n, data in enumerate(pictures)]
     columns = {"id": pa.array(range(60)), "image": images}
-    pile = write_parquet(tmp_path / "pile.parquet", columns, row_group_size=20)
-    index = str(tmp_path / "index")
+    pile = write_parquet(folder / "pile.parquet", columns, row_group_size=20)
+    index = str(folder / "index")
     settings = settings_for(
         index,
-        tiny_model(Storage(index), tiny_backbone(tmp_path)),
+        tiny_model(Storage(index), tiny_backbone(folder)),
         SourceSettings(kind="parquet", uri=str(pile), limits=ImageLimits(max_seconds=3)),
         max_reject_fraction=0.1,
     )
-    config = tmp_path / "encode.yaml"
+    config = folder / "encode.yaml"
     config.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-    environment = {**os.environ, "PYTHONPATH": install(tmp_path / "path")}
+    environment = {**os.environ, "PYTHONPATH": install(folder / "path")}
     environment.pop("RAY_ADDRESS", None)  # a Ray of its own, whose workers have the bugs
     done = subprocess.run(
         [sys.executable, "jobs/encode.py", "--config", str(config)],
@@ -52,10 +69,37 @@ def test_only_the_deadly_images_of_a_fragment_are_rejected(tmp_path: Path) -> No
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
+    return Encoded(index, environment, pictures[0])
 
-    catalog, manifest = current(index)
+
+def test_only_the_deadly_images_of_a_fragment_are_rejected(encoded: Encoded) -> None:
+    catalog, manifest = current(encoded.index)
     assert read_rejects(catalog.storage, manifest).select(["id", "reason"]).to_pylist() == [
         {"id": id, "reason": "crashed_decoder"} for id in DEADLY
     ]
     ids = read_version(catalog.storage, manifest).column("id").to_pylist()
     assert ids == [n for n in range(60) if n not in DEADLY]
+
+
+def test_a_deadly_query_gets_an_answer_and_the_router_lives(encoded: Encoded) -> None:
+    serving = subprocess.Popen(
+        [sys.executable, "-c", "from dq_cluster.cli import main; main()", "serve", "--json"]
+        + [f"index={encoded.index}", "shards=1", "cpus=0.2", "port=0"],
+        stdout=subprocess.PIPE,
+        env=encoded.environment,
+        cwd=ROOT,
+    )
+    try:
+        assert serving.stdout is not None
+        with Client(json.loads(serving.stdout.readline())["url"]) as client:
+            with pytest.raises(InputError, match="crashed_decoder"):
+                client.search(image=KILLER)
+            before = client.search(image=encoded.good, k=1)
+            with pytest.raises(InputError, match="crashed_decoder"):
+                client.search(image=KILLER)
+            assert client.search(image=encoded.good, k=1).hits == before.hits
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(timeout=60) == 0
+    finally:
+        serving.kill()
+        serving.wait()

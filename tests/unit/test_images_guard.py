@@ -1,5 +1,6 @@
 """An image that is the end of its decoder is found out, and its neighbours are decoded."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import RejectError, decode_image
-from dq_cluster.images.guard import Apart
+from dq_cluster.images.guard import Apart, ApartPool
 from tests.deadly import GLUTTON, HANGER, KILLER, install
 from tests.pictures import crops
 
@@ -108,3 +110,23 @@ def test_a_hanging_image_ends_the_process_that_is_watched(tmp_path: Path) -> Non
     assert (done.returncode, done.stdout) == (1, "not watched any more\n")
     assert "Timeout (" in done.stderr
     assert "in decode_image" in done.stderr
+
+
+def test_a_pool_serves_threads_and_ends_its_children() -> None:
+    expected, pools = decode_image(GOOD, 32), [ApartPool(QUICK, 2)]
+
+    def outcome(data: bytes) -> np.ndarray | str:
+        try:
+            return pools[0](data, 32)
+        except RejectError as error:
+            return error.reason.value
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(outcome, [GOOD, KILLER, GOOD, GOOD, KILLER, GOOD]))
+    assert [n for n, each in enumerate(found) if isinstance(each, str)] == [1, 4]
+    assert {found[1], found[4]} == {"crashed_decoder"}
+    np.testing.assert_array_equal(found[5], expected)
+    assert multiprocessing.active_children()
+    pools.clear()
+    gc.collect()
+    assert multiprocessing.active_children() == []

@@ -69,9 +69,7 @@ class Storage:
         """The fsspec filesystem; paths for it come from `path`."""
         if self.is_local:
             return fsspec.filesystem("file")
-        import s3fs.core
-
-        s3fs.core.set_custom_error_handler(_busy)
+        _retry_when_busy()
         return fsspec.filesystem("s3", default_cache_type="none", use_listings_cache=False)
 
     @property
@@ -208,6 +206,13 @@ class Storage:
                 return False
             raise
         return True
+
+
+@functools.cache
+def _retry_when_busy() -> None:
+    import s3fs.core
+
+    s3fs.core.set_custom_error_handler(_busy)
 
 
 def _busy(error: Exception) -> bool:

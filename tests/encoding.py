@@ -1,5 +1,6 @@
 """What encoding tests share: a tiny backbone and model, and the answer computed in one process."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import yaml
 from onnx import TensorProto, helper
 
 from dq_cluster.encode.config import EncodeSettings, PoolSettings
@@ -74,6 +76,12 @@ def settings_for(
         "pool": PoolSettings(encoders=1, decoders=2),
     }
     return EncodeSettings.model_validate(values | others)
+
+
+def encode_command(settings: EncodeSettings, config: Path) -> list[str]:
+    """How to run `jobs/encode.py` from the root of the repository; `config` is written for it."""
+    config.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    return [sys.executable, "jobs/encode.py", "--config", str(config)]
 
 
 def read_version(index: Storage, manifest: Manifest) -> pa.Table:

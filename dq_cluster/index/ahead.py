@@ -19,13 +19,13 @@ def readers(files: Sequence[FileEntry]) -> int:
     return max(1, min(_MOST, _BYTES // max(largest, 1)))
 
 
-def read_ahead(work: Callable[[FileEntry], Iterable[T]], files: Sequence[FileEntry]) -> Iterator[T]:
-    """What `work` yields for every file, in order.
+def read_ahead(
+    work: Callable[[FileEntry], Iterable[T]], files: Sequence[FileEntry], count: int
+) -> Iterator[T]:
+    """What `work` yields for every file, in order, read ahead by `count` threads, each file whole.
 
-    Several threads read small files ahead, each whole; of large ones, where waiting is little and
-    memory much, only what is asked for is read.
+    One thread reads nothing ahead: only what is asked for, of large files too.
     """
-    count = readers(files)
     if count == 1:
         for file in files:
             yield from work(file)

@@ -213,7 +213,7 @@ def _read(file: pq.ParquetFile, name: str, size: int, local: Path | None) -> Ite
 
 def _decoded(file: pq.ParquetFile, names: list[str]) -> Iterator[pa.RecordBatch]:
     # Threads would decode one column, in one row group: the callers read several files instead.
-    yield from file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False)
+    return file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False)
 
 
 def code_matrix(chunk: pa.FixedSizeBinaryArray, size: int) -> np.ndarray:

@@ -99,14 +99,12 @@ def _merged(
         tables.append(opened.read().filter(pa.array(alive)))
     table = pa.concat_tables(tables).combine_chunks()
     geometry = manifest.geometry
-    second = geometry.refine
+    second = geometry.refine_m  # bytes of the second code, 0 without one
     return code_table(
         table.column("id").combine_chunks(),
         code_matrix(table.column("code").combine_chunks(), geometry.code_size),
         geometry,
         table.select(list(manifest.columns)),
         table.column("cell").to_numpy() if geometry.nlist else None,
-        code_matrix(table.column("refine_code").combine_chunks(), second.code_size)
-        if second
-        else None,
+        code_matrix(table.column("refine_code").combine_chunks(), second) if second else None,
     )

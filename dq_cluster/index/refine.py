@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from dq_cluster.index.ahead import read_ahead
+from dq_cluster.index.ahead import read_ahead, readers
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, read_second_codes
 from dq_cluster.index.manifest import FileEntry, Manifest
@@ -40,7 +40,8 @@ class Refiner:
             return None
         shard = shard or plan_shards(manifest.files, 1)[0]
         with tempfile.TemporaryFile() as local:
-            for block in read_ahead(partial(_codes, index, manifest), shard.files):
+            read = partial(_codes, index, manifest)
+            for block in read_ahead(read, shard.files, readers(shard.files)):
                 local.write(block)
             local.flush()
             codes = np.empty((0, geometry.code_size), np.uint8)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dq_cluster.errors import InputError
-from dq_cluster.index.ahead import read_ahead
+from dq_cluster.index.ahead import read_ahead, readers
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file
 from dq_cluster.index.filters import Filter
@@ -91,7 +91,7 @@ class Rows:
         mapped: list[pa.Array | None] = []  # the ids of every batch, where they need no copy
         with _Copy() as whole, _Copy() as beside_ids:
             read = partial(_parts, index, manifest)
-            for ids, columns in read_ahead(read, shard.files):
+            for ids, columns in read_ahead(read, shard.files, readers(shard.files)):
                 mapped.append(ids)
                 if columns is not None:
                     (whole if ids is None else beside_ids).add(columns)

@@ -6,7 +6,6 @@ that is encoded again later lives. `index.compact` writes the files anew without
 
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from dq_cluster import __version__
 from dq_cluster.errors import InputError, NotFoundError
+from dq_cluster.index.ahead import read_ahead
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, write_parquet
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
@@ -100,14 +100,11 @@ def _without(ids: pa.Array, rows: np.ndarray | None) -> pa.Array:
 def _read_ids(
     storage: Storage, manifest: Manifest, files: Sequence[FileEntry]
 ) -> Iterator[tuple[FileEntry, pa.Array]]:
-    def read(file: FileEntry) -> pa.Array:
+    def read(file: FileEntry) -> list[tuple[FileEntry, pa.Array]]:
         opened = open_code_file(storage, file, model=manifest.model, geometry=manifest.geometry)
-        return opened.read(columns=["id"]).column("id").combine_chunks()
+        return [(file, opened.read(columns=["id"]).column("id").combine_chunks())]
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(files), _READERS):
-            part = files[start : start + _READERS]
-            yield from zip(part, pool.map(read, part), strict=True)
+    yield from read_ahead(read, files, _READERS)
 
 
 def _places(storage: Storage, manifest: Manifest, wanted: pa.Array) -> pa.Table:

@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import faiss
@@ -61,16 +60,11 @@ class ShardReplica:
 
     async def _load(self, version: int) -> str:
         about = {"shard": self._number, "version": version}
-        settings = self._settings
-        load = partial(
-            load_shard,
-            *(self._index, version, self._number, settings.shards),
-            allowed_bytes=int(settings.memory_gb * 1e9),
-            gpu=settings.gpus > 0,
-        )
+        allowed, gpu = int(self._settings.memory_gb * 1e9), self._settings.gpus > 0
+        place = (version, self._number, self._settings.shards)
         try:
             with SHARD_LOAD_SECONDS.time(shard=self._number):
-                shard = await asyncio.to_thread(load)
+                shard = await asyncio.to_thread(load_shard, self._index, *place, allowed, gpu=gpu)
         except DqError as error:
             SHARD_LOAD_FAILURES.inc(shard=self._number)
             logger.error("version refused", extra={**about, "why": error})

@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections import Counter
@@ -18,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import yaml
 from ray.cluster_utils import Cluster
 
 from dq_cluster.encode.config import PoolSettings
@@ -27,7 +25,7 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.index.tombstones import live_ids
 from dq_cluster.index.verify import verify
 from dq_cluster.storage import Storage
-from tests.encoding import settings_for, tiny_backbone, tiny_model
+from tests.encoding import encode_command, settings_for, tiny_backbone, tiny_model
 from tests.pictures import crops, encoded, photograph, write_parquet
 from tests.seaweed import S3Server
 
@@ -98,11 +96,9 @@ class Arena:
             pool=PoolSettings(encoders=2, decoders=1),
             max_reject_fraction=0.1,
         )
-        config = self.folder / f"{run}.yaml"
-        config.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
         self.drivers.append(
             subprocess.Popen(
-                [sys.executable, "jobs/encode.py", "--config", str(config)],
+                encode_command(settings, self.folder / f"{run}.yaml"),
                 cwd=ROOT,
                 env=os.environ | {"RAY_ADDRESS": self.cluster.address, "OMP_NUM_THREADS": "1"},
                 stdout=self.log,

@@ -2,19 +2,17 @@
 
 import os
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.tombstones import live_ids
 from dq_cluster.index.verify import verify
 from dq_cluster.storage import Storage
-from tests.encoding import settings_for, tiny_backbone, tiny_model
+from tests.encoding import encode_command, settings_for, tiny_backbone, tiny_model
 from tests.pictures import crops, write_parquet
 from tests.seaweed import S3Server, free_ports
 from tests.throttle import Throttle
@@ -35,8 +33,6 @@ def test_a_bucket_that_refuses_requests(tmp_path: Path, s3_server: S3Server) -> 
     storage.upload(pile, "pile/pile.parquet")
     source = SourceSettings(kind="parquet", uri=f"{storage.uri}/pile")
     settings = settings_for(index.storage.uri, card, source)
-    config = tmp_path / "encode.yaml"
-    config.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
 
     (port,) = free_ports(1)
     with Throttle(s3_server.endpoint, port, share=0.25) as throttle:
@@ -44,7 +40,7 @@ def test_a_bucket_that_refuses_requests(tmp_path: Path, s3_server: S3Server) -> 
         environment = {**os.environ, "AWS_ENDPOINT_URL": throttle.endpoint}
         environment.pop("RAY_ADDRESS", None)
         finished = subprocess.run(
-            [sys.executable, "jobs/encode.py", "--config", str(config)],
+            encode_command(settings, tmp_path / "encode.yaml"),
             cwd=ROOT,
             env=environment,
             capture_output=True,

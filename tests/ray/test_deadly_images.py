@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import yaml
 
 from dq_cluster.client import Client
 from dq_cluster.errors import InputError
@@ -19,6 +18,7 @@ from dq_cluster.storage import Storage
 from tests.deadly import GLUTTON, HANGER, KILLER, install
 from tests.encoding import (
     current,
+    encode_command,
     read_rejects,
     read_version,
     settings_for,
@@ -56,12 +56,10 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
         SourceSettings(kind="parquet", uri=str(pile), limits=ImageLimits(max_seconds=3)),
         max_reject_fraction=0.1,
     )
-    config = folder / "encode.yaml"
-    config.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     environment = {**os.environ, "PYTHONPATH": install(folder / "path")}
     environment.pop("RAY_ADDRESS", None)  # a Ray of its own, whose workers have the bugs
     done = subprocess.run(
-        [sys.executable, "jobs/encode.py", "--config", str(config)],
+        encode_command(settings, folder / "encode.yaml"),
         cwd=ROOT,
         env=environment,
         capture_output=True,

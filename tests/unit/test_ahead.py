@@ -31,7 +31,7 @@ def test_in_order_and_within_bounds(sizes: list[int]) -> None:
         yield from ((file.path, part) for part in range(3))
 
     expected = [(file.path, part) for file in files for part in range(3)]
-    for number, found in enumerate(read_ahead(parts, files)):
+    for number, found in enumerate(read_ahead(parts, files, readers(files))):
         with lock:
             used = number // 3
         assert found == expected.pop(0)
@@ -48,7 +48,8 @@ def test_of_a_large_file_only_what_is_asked_for_is_read() -> None:
             read.append(part)
             yield part
 
-    coming = read_ahead(parts, entries([1 << 30]))
+    files = entries([1 << 30])
+    coming = read_ahead(parts, files, readers(files))
     assert next(coming) == 0
     assert read == [0]
 
@@ -59,7 +60,8 @@ def test_an_error_is_that_of_the_file() -> None:
             raise OSError("gone")
         return [file.path]
 
-    coming = read_ahead(parts, entries([1, 1, 1, 1]))
+    files = entries([1, 1, 1, 1])
+    coming = read_ahead(parts, files, readers(files))
     assert [next(coming), next(coming)] == ["0", "1"]
     with pytest.raises(OSError, match="gone"):
         next(coming)

@@ -34,6 +34,16 @@ class Counted(Lists):
         return super().search(queries, depth, params=params)
 
 
+def cells_of(
+    geometry: CodeGeometry, tensors: dict[str, np.ndarray], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """What an IVF geometry needs beside codes and words."""
+    if not geometry.nlist:
+        return {}
+    cells = rng.integers(0, geometry.nlist, ROWS).astype(np.int32)
+    return {"cells": cells, "coarse_centroids": tensors["coarse_centroids"]}
+
+
 @pytest.mark.parametrize("where", ["here", pytest.param("gpu", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_lists_answer_what_a_processor_answers(
@@ -45,10 +55,7 @@ def test_lists_answer_what_a_processor_answers(
     rng = np.random.default_rng(5)
     pool = rng.integers(0, 256, (2000, geometry.code_size), dtype=np.uint8)
     codes = pool[rng.integers(len(pool), size=ROWS)]  # some twice: equal scores go by ordinal
-    beside = {}
-    if geometry.nlist:
-        cells = rng.integers(0, geometry.nlist, ROWS).astype(np.int32)
-        beside = {"cells": cells, "coarse_centroids": tensors["coarse_centroids"]}
+    beside = cells_of(geometry, tensors, rng)
     queries = rng.normal(size=(9, geometry.dim)).astype(np.float32)
     lists = Counted(codes, tensors["codebooks"], geometry, **beside)
     if where == "gpu":
@@ -72,10 +79,7 @@ def test_what_a_gpu_cannot_do_the_processor_does(name: str) -> None:
     tensors = tensors_of(geometry)
     rng = np.random.default_rng(6)
     codes = rng.integers(0, 256, (ROWS, geometry.code_size), dtype=np.uint8)
-    beside = {}
-    if geometry.nlist:
-        cells = rng.integers(0, geometry.nlist, ROWS).astype(np.int32)
-        beside = {"cells": cells, "coarse_centroids": tensors["coarse_centroids"]}
+    beside = cells_of(geometry, tensors, rng)
     lists = Counted(codes, tensors["codebooks"], geometry, **beside)
     plain = Searcher(codes, tensors["codebooks"], geometry, **beside)
     listed = Searcher(codes, tensors["codebooks"], geometry, **beside, lists=lists)

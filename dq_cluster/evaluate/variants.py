@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dq_cluster.index.faiss_index import unfilled
+from dq_cluster.index.faiss_index import codes_of, unfilled
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.fit import PREPARED_BY, Prepared, embed_all, fit, prepare
@@ -88,11 +88,10 @@ def search_codes(
     network: DeepQuan, features: np.ndarray, queries: np.ndarray, k: int
 ) -> np.ndarray:
     """Rows (q, k) of the features whose codes are nearest to the queries' embeddings."""
-    index = unfilled(0, network.codebooks.numpy(), network.geometry)
-    for block in np.array_split(features, -(-len(features) // 8192)):
-        index.add(_embedded(network, block))
-    return index.search(_embedded(network, queries), k)[1]
+    index = unfilled(len(features), network.codebooks.numpy(), network.geometry)
+    codes_of(index)[:] = network.code(_embedded(network, features)).numpy()
+    return index.search(_embedded(network, queries).numpy(), k)[1]
 
 
-def _embedded(network: DeepQuan, features: np.ndarray) -> np.ndarray:
-    return embed_all(network, torch.from_numpy(features.astype(np.float32))).numpy()
+def _embedded(network: DeepQuan, features: np.ndarray) -> torch.Tensor:
+    return embed_all(network, torch.from_numpy(features.astype(np.float32)))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from dq_cluster.errors import InputError
 from dq_cluster.geometry import CodeGeometry
-from dq_cluster.model import quantizer
+from dq_cluster.model import quantizer, scores
 from dq_cluster.model.config import ModelSettings
 
 
@@ -38,13 +38,16 @@ class DeepQuan(nn.Module):
 
     Everything learned is inside: `mean` and `components` standardize the feature, `rotation`
     turns the embedding, which has unit length, towards the words of `codebooks` (m, ksub, dsub).
-    `refine_codebooks` exist where the geometry has a second code.
+    `anchors` and `offset` exist for 4-bit words (see `assign`), `refine_codebooks` where the
+    geometry has a second code.
     """
 
     mean: Tensor
     components: Tensor
     rotation: Tensor
     codebooks: Tensor
+    anchors: Tensor
+    offset: Tensor
     refine_codebooks: Tensor
 
     def __init__(self, settings: ModelSettings, feature_dim: int) -> None:
@@ -57,6 +60,9 @@ class DeepQuan(nn.Module):
         self.register_buffer("components", torch.eye(feature_dim, kept))
         self.register_buffer("rotation", torch.eye(settings.dim))
         self.register_buffer("codebooks", torch.zeros(geometry.m, geometry.ksub, geometry.dsub))
+        if geometry.nbits == 4:
+            self.register_buffer("anchors", torch.zeros(scores.ANCHORS, settings.dim))
+            self.register_buffer("offset", torch.zeros(()))
         if (second := geometry.refine) is not None:
             shape = (second.m, second.ksub, second.dsub)
             self.register_buffer("refine_codebooks", torch.zeros(shape))
@@ -90,9 +96,20 @@ class DeepQuan(nn.Module):
         feature = self.decoder(embedding @ self.rotation.T)
         return feature @ torch.linalg.pinv(self.components) + self.mean
 
+    def assign(self, embedding: Tensor) -> Tensor:
+        """The words that embeddings (n, dim) are coded as, (n, m) int64.
+
+        Of 256 words a sub-space the nearest ones; of 16, those that are right for nearby queries.
+        For many words that would cost 16 times as much and gain a fraction.
+        """
+        if self.geometry.nbits == 8:
+            return quantizer.assign(embedding, self.codebooks)
+        metric = self.geometry.metric
+        return scores.assign(embedding, self.codebooks, self.anchors, self.offset, metric)
+
     def quantize(self, embedding: Tensor) -> Tensor:
-        """The words that stand for embeddings (n, dim)."""
-        return quantizer.decode(quantizer.assign(embedding, self.codebooks), self.codebooks)
+        """The words that stand for embeddings (n, dim) in the index."""
+        return quantizer.decode(self.assign(embedding), self.codebooks)
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
@@ -102,7 +119,7 @@ class DeepQuan(nn.Module):
     @torch.no_grad()
     def code(self, embedding: Tensor) -> Tensor:
         """The codes (n, code_size) uint8 of embeddings (n, dim), packed as faiss packs them."""
-        return quantizer.pack(quantizer.assign(embedding, self.codebooks), self.geometry.nbits)
+        return quantizer.pack(self.assign(embedding), self.geometry.nbits)
 
     @torch.no_grad()
     def refine(self, embedding: Tensor) -> Tensor:
@@ -115,7 +132,8 @@ class DeepQuan(nn.Module):
         hidden = F.normalize(self.encoder(target), dim=1)
         embedding = hidden @ self.rotation
         with torch.no_grad():
-            quantized = self.quantize(embedding)
+            nearest = quantizer.assign(embedding, self.codebooks)
+            quantized = quantizer.decode(nearest, self.codebooks)
         return Output(target, embedding, quantized, self.decoder(hidden))
 
 

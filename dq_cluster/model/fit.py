@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dq_cluster.errors import InputError
-from dq_cluster.model import quantizer
+from dq_cluster.model import quantizer, scores
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.neighbours import Positives, manifold_positives, nearest
@@ -107,6 +107,8 @@ def fit(
         summary |= update_quantizer(network, embed_all(network, data), epoch=epoch, seed=seed)
         if on_epoch is not None:
             on_epoch(epoch, summary)
+    if settings.nbits == 4:
+        fit_anchors(network, embed_all(network, data), seed=seed)
     if settings.refine_bits:
         fit_refine(network, embed_all(network, data), seed=seed)
     return network
@@ -228,6 +230,23 @@ def update_quantizer(
         "variance": float(square - mean.square().sum()),
         "perplexity": float(quantizer.perplexity(all_reduce(counts)).mean()),
     }
+
+
+@torch.no_grad()
+def fit_anchors(network: DeepQuan, sample: Tensor, *, seed: int) -> None:
+    """Choose what score-aware assignment goes by, once network, rotation, and words are final.
+
+    sample: embeddings (s, dim), which every worker must pass alike.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(max(len(sample), scores.ANCHORS), generator=generator) % len(sample)
+    shuffled = sample[order.to(sample.device)]
+    # From both ends: an anchor says nothing of the error at other images.
+    anchors, others = shuffled[: scores.ANCHORS], shuffled[-scores.ANCHORS :]
+    network.anchors.copy_(anchors)
+    network.offset.copy_(
+        scores.mean_error(others, network.codebooks, anchors, network.geometry.metric)
+    )
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dq_cluster.model.deepquan import DeepQuan
-from dq_cluster.model.fit import batches, fit_refine, make_optimizer, update_quantizer
+from dq_cluster.model.fit import batches, fit_anchors, fit_refine, make_optimizer, update_quantizer
 from dq_cluster.model.neighbours import Positives
 from dq_cluster.model.step import training_loss
 from dq_cluster.storage import Storage
@@ -117,14 +117,17 @@ def _fit_codebooks(
         sample=sample() if epoch == 0 else None,
     )
     parallel.agree(network)
-    if network.settings.refine_bits and epoch + 1 == network.settings.epochs:
-        fit_refine(
-            network,
-            _embed(network, look_up, own),
-            seed=seed,
-            all_reduce=parallel.all_reduce,
-            sample=sample(),
-        )
+    if epoch + 1 == network.settings.epochs:
+        if network.settings.nbits == 4:
+            fit_anchors(network, sample(), seed=seed)
+        if network.settings.refine_bits:
+            fit_refine(
+                network,
+                _embed(network, look_up, own),
+                seed=seed,
+                all_reduce=parallel.all_reduce,
+                sample=sample(),
+            )
         parallel.agree(network)
     return summary
 

@@ -22,6 +22,7 @@ from dq_cluster.index.models import ModelCard, read_tensors, write_model
 from dq_cluster.model.bundle import load_model, save_model
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.model.fit import fit_anchors
 from dq_cluster.storage import Storage
 
 
@@ -183,8 +184,11 @@ def make_model(
     torch.manual_seed(seed)
     network = DeepQuan(settings, feature_dim)
     with torch.no_grad():
-        sample = network.embed(torch.from_numpy(make_vectors(600, feature_dim, seed))).numpy()
+        embedding = network.embed(torch.from_numpy(make_vectors(600, feature_dim, seed)))
+    sample = embedding.numpy()
     network.codebooks.copy_(torch.from_numpy(train_words(sample, settings.geometry)))
+    if nbits == 4:
+        fit_anchors(network, embedding, seed=seed)
     if (second := settings.geometry.refine) is not None:
         network.refine_codebooks.copy_(torch.from_numpy(train_words(sample, second)))
     return save_model(

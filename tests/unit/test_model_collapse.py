@@ -30,7 +30,7 @@ def final_summary(**weights: float) -> dict[str, float]:
 
 def test_training_for_quantization_alone_collapses():
     collapsed = final_summary(triplet_weight=0, manifold_weight=0)
-    assert collapsed["variance"] < 0.3
+    assert collapsed["variance"] < 0.5
     # All images in one place are easy to quantize and impossible to tell apart.
     assert collapsed["quantization"] < 1e-3
 

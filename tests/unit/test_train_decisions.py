@@ -96,6 +96,7 @@ def test_search_by_codes_ranks_by_the_distance_to_the_words(metric: str) -> None
     model = ModelSettings(bits=16, nbits=4, dim=8, hidden=(16,), components=12, metric=metric)
     network = DeepQuan(model, 12)
     network.codebooks.normal_()
+    network.anchors.normal_()
     features, queries = torch.randn(200, 12), torch.randn(5, 12)
     with torch.no_grad():
         found = answer(network, queries, features, first_row=1000)

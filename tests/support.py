@@ -187,7 +187,7 @@ def make_model(
         embedding = network.embed(torch.from_numpy(make_vectors(600, feature_dim, seed)))
     sample = embedding.numpy()
     network.codebooks.copy_(torch.from_numpy(train_words(sample, settings.geometry)))
-    if nbits == 4:
+    if settings.score_aware:
         fit_anchors(network, embedding, seed=seed)
     if (second := settings.geometry.refine) is not None:
         network.refine_codebooks.copy_(torch.from_numpy(train_words(sample, second)))

@@ -36,7 +36,8 @@ class ModelSettings(Settings):
     objective: `semantic` gathers what belongs together on the manifold of the pile (search by
     class), `neighbours` keeps the feature's own distances (search for near-duplicates). It sets
     defaults of the network and the loss weights; what is given explicitly wins. Views of images
-    shape the front for `semantic` only: they change the distances that `neighbours` keeps.
+    shape the front for `semantic` only, and its codes alone are score-aware (`model.scores`): both
+    change the distances that `neighbours` keeps.
     """
 
     bits: int = Field(64, gt=0)
@@ -89,3 +90,8 @@ class ModelSettings(Settings):
             metric=self.metric,
             refine_m=self.refine_bits // 8,
         )
+
+    @property
+    def score_aware(self) -> bool:
+        """Whether codes are chosen for the scores of nearby queries, or as the nearest words."""
+        return self.objective == "semantic"

@@ -38,7 +38,7 @@ class DeepQuan(nn.Module):
 
     Everything learned is inside: `mean` and `components` standardize the feature, `rotation`
     turns the embedding, which has unit length, towards the words of `codebooks` (m, ksub, dsub).
-    `anchors` and `offset` exist for 4-bit words (see `assign`), `refine_codebooks` where the
+    `anchors` and `offset` exist where `assign` is score-aware, `refine_codebooks` where the
     geometry has a second code.
     """
 
@@ -60,7 +60,7 @@ class DeepQuan(nn.Module):
         self.register_buffer("components", torch.eye(feature_dim, kept))
         self.register_buffer("rotation", torch.eye(settings.dim))
         self.register_buffer("codebooks", torch.zeros(geometry.m, geometry.ksub, geometry.dsub))
-        if geometry.nbits == 4:
+        if settings.score_aware:
             self.register_buffer("anchors", torch.zeros(scores.ANCHORS, settings.dim))
             self.register_buffer("offset", torch.zeros(()))
         if (second := geometry.refine) is not None:
@@ -99,10 +99,9 @@ class DeepQuan(nn.Module):
     def assign(self, embedding: Tensor) -> Tensor:
         """The words that embeddings (n, dim) are coded as, (n, m) int64.
 
-        Of 256 words a sub-space the nearest ones; of 16, those that are right for nearby queries.
-        For many words that would cost 16 times as much and gain a fraction.
+        Score-aware where the settings say so, else the nearest ones.
         """
-        if self.geometry.nbits == 8:
+        if not self.settings.score_aware:
             return quantizer.assign(embedding, self.codebooks)
         metric = self.geometry.metric
         return scores.assign(embedding, self.codebooks, self.anchors, self.offset, metric)

@@ -107,7 +107,7 @@ def fit(
         summary |= update_quantizer(network, embed_all(network, data), epoch=epoch, seed=seed)
         if on_epoch is not None:
             on_epoch(epoch, summary)
-    if settings.nbits == 4:
+    if settings.score_aware:
         fit_anchors(network, embed_all(network, data), seed=seed)
     if settings.refine_bits:
         fit_refine(network, embed_all(network, data), seed=seed)

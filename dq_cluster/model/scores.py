@@ -16,8 +16,6 @@ ANCHORS = 2048
 # Softmax temperature over the anchors, as inner products of unit vectors: how near a query must
 # be to count. Found on held-out images.
 _LOCALITY = 0.07
-# Of coordinate descent over the sub-spaces; a third changes next to nothing.
-_SWEEPS = 2
 _BLOCK = 1024
 
 
@@ -25,6 +23,9 @@ def assign(
     embedding: Tensor, codebooks: Tensor, anchors: Tensor, offset: Tensor, metric: Metric
 ) -> Tensor:
     """The words whose scores to the anchors nearby are right: (n, m * dsub) → (n, m) int64.
+
+    Coordinate descent from the nearest words, once through the sub-spaces: twice costs twice as
+    much and gained 0.05 points of mAP.
 
     codebooks (m, ksub, dsub); anchors (a, m * dsub); offset (): see `mean_error`.
     """
@@ -34,13 +35,12 @@ def assign(
     for block, chosen in zip(embedding.split(_BLOCK), codes.split(_BLOCK), strict=True):
         weights, error = _errors(block, chosen, scores, anchors, metric)
         error = error - offset
-        for _ in range(_SWEEPS):
-            for j, (score, square) in enumerate(zip(scores, squares, strict=True)):
-                error = error + score[chosen[:, j]]
-                # Σ w (error − score)² without Σ w error², which is the same for every word.
-                costs = weights @ square.T - 2 * (weights * error) @ score.T
-                chosen[:, j] = costs.argmin(1)
-                error = error - score[chosen[:, j]]
+        for j, (score, square) in enumerate(zip(scores, squares, strict=True)):
+            error = error + score[chosen[:, j]]
+            # Σ w (error − score)² without Σ w error², which is the same for every word.
+            costs = weights @ square.T - 2 * (weights * error) @ score.T
+            chosen[:, j] = costs.argmin(1)
+            error = error - score[chosen[:, j]]
     return codes
 
 

@@ -118,7 +118,7 @@ def _fit_codebooks(
     )
     parallel.agree(network)
     if epoch + 1 == network.settings.epochs:
-        if network.settings.nbits == 4:
+        if network.settings.score_aware:
             fit_anchors(network, sample(), seed=seed)
         if network.settings.refine_bits:
             fit_refine(

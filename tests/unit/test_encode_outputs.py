@@ -28,9 +28,9 @@ def test_both_codes_of_a_row_are_written(tmp_path: Path) -> None:
     embedding = network.embed(torch.from_numpy(features))
     second = card.geometry.refine
     assert second is not None
-    for name, geometry, words in (
-        ("code", card.geometry, network.codebooks),
-        ("refine_code", second, network.refine_codebooks),
+    for name, geometry, expected in (
+        ("code", card.geometry, network.assign(embedding)),
+        ("refine_code", second, quantizer.assign(embedding, network.refine_codebooks)),
     ):
         codes = code_matrix(table.column(name).combine_chunks(), geometry.code_size)
-        np.testing.assert_array_equal(codes, quantizer.assign(embedding, words).numpy())
+        np.testing.assert_array_equal(codes, expected.numpy())

@@ -33,8 +33,10 @@ def network(features: np.ndarray) -> DeepQuan:
 
 
 @pytest.mark.parametrize("nbits", [8, 4])
-def test_codes_are_packed_as_faiss_packs_them(features: np.ndarray, nbits: int):
-    network = fit(features, ModelSettings(**{**SMALL, "nbits": nbits, "epochs": 1}), seed=0)
+@pytest.mark.parametrize("objective", ["semantic", "neighbours"])
+def test_codes_are_packed_as_faiss_packs_them(features: np.ndarray, nbits: int, objective: str):
+    changed = {"nbits": nbits, "objective": objective, "epochs": 1}
+    network = fit(features, ModelSettings(**{**SMALL, **changed}), seed=0)
     geometry = network.geometry
     pq = faiss.ProductQuantizer(geometry.dim, geometry.m, nbits)
     faiss.copy_array_to_vector(network.codebooks.numpy().ravel(), pq.centroids)
@@ -44,8 +46,8 @@ def test_codes_are_packed_as_faiss_packs_them(features: np.ndarray, nbits: int):
     assert codes.shape == (600, geometry.code_size)
     embedding = network.embed(x).detach()
     np.testing.assert_array_equal(pq.decode(codes.numpy()), network.quantize(embedding).numpy())
-    if nbits == 8:
-        np.testing.assert_array_equal(codes.numpy(), pq.compute_codes(embedding.numpy()))
+    nearest = pq.compute_codes(embedding.numpy())
+    assert (objective == "neighbours") == np.array_equal(codes.numpy(), nearest)
 
 
 def test_equal_arguments_give_equal_networks(features: np.ndarray, network: DeepQuan):

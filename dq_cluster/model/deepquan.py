@@ -96,6 +96,7 @@ class DeepQuan(nn.Module):
         feature = self.decoder(embedding @ self.rotation.T)
         return feature @ torch.linalg.pinv(self.components) + self.mean
 
+    @torch.no_grad()
     def assign(self, embedding: Tensor) -> Tensor:
         """The words that embeddings (n, dim) are coded as, (n, m) int64.
 

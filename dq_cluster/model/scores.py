@@ -16,7 +16,8 @@ ANCHORS = 2048
 # Softmax temperature over the anchors, as inner products of unit vectors: how near a query must
 # be to count. Found on held-out images.
 _LOCALITY = 0.07
-_BLOCK = 1024
+# Rows whose weights and errors stay in the cache of a processor.
+_BLOCK = 512
 
 
 def assign(
@@ -34,13 +35,13 @@ def assign(
     codes = quantizer.assign(embedding, codebooks).contiguous()
     for block, chosen in zip(embedding.split(_BLOCK), codes.split(_BLOCK), strict=True):
         weights, error = _errors(block, chosen, scores, anchors, metric)
-        error = error - offset
+        error -= offset
         for j, (score, square) in enumerate(zip(scores, squares, strict=True)):
-            error = error + score[chosen[:, j]]
+            error += score[chosen[:, j]]
             # Σ w (error − score)² without Σ w error², which is the same for every word.
-            costs = weights @ square.T - 2 * (weights * error) @ score.T
+            costs = torch.addmm(weights @ square.T, weights * error, score.T, alpha=-2)
             chosen[:, j] = costs.argmin(1)
-            error = error - score[chosen[:, j]]
+            error -= score[chosen[:, j]]
     return codes
 
 
@@ -72,10 +73,10 @@ def _errors(
     embedding: Tensor, codes: Tensor, scores: Tensor, anchors: Tensor, metric: Metric
 ) -> tuple[Tensor, Tensor]:
     """What each anchor counts for each embedding, and how much the codes score too low: (n, a)."""
-    wanted = embedding @ anchors.T
-    weights = (wanted / _LOCALITY).softmax(1)
+    error = embedding @ anchors.T
+    weights = (error / _LOCALITY).softmax(1)
     if metric == "l2":
-        wanted = wanted - embedding.square().sum(1, keepdim=True) / 2
+        error -= embedding.square().sum(1, keepdim=True) / 2
     for j, score in enumerate(scores):
-        wanted = wanted - score[codes[:, j]]
-    return weights, wanted
+        error -= score[codes[:, j]]
+    return weights, error

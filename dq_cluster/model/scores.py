@@ -6,8 +6,11 @@ the score-aware loss of Guo et al. (ICML 2020), whose queries are spread evenly 
 here they are a sample of the pile itself, the anchors, because a pile lies on a manifold.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dq_cluster.geometry import Metric
 from dq_cluster.model import quantizer
@@ -30,18 +33,19 @@ def assign(
 
     codebooks (m, ksub, dsub); anchors (a, m * dsub); offset (): see `mean_error`.
     """
-    scores = _word_scores(anchors, codebooks, metric)
-    squares = scores.square()
+    queries, extended = _extended(anchors, codebooks, metric)
+    scores = extended @ queries.mT
+    spaces = [_scores_and_squares(*pair) for pair in zip(queries, extended, strict=True)]
     codes = quantizer.assign(embedding, codebooks).contiguous()
     for block, chosen in zip(embedding.split(_BLOCK), codes.split(_BLOCK), strict=True):
         weights, error = _errors(block, chosen, scores, anchors, metric)
         error -= offset
-        for j, (score, square) in enumerate(zip(scores, squares, strict=True)):
-            error += score[chosen[:, j]]
+        for j, (score, square) in enumerate(spaces):
+            error += scores[j][chosen[:, j]]
             # Σ w (error − score)² without Σ w error², which is the same for every word.
-            costs = torch.addmm(weights @ square.T, weights * error, score.T, alpha=-2)
+            costs = square.summed(weights) - 2 * score.summed(weights * error)
             chosen[:, j] = costs.argmin(1)
-            error -= score[chosen[:, j]]
+            error -= scores[j][chosen[:, j]]
     return codes
 
 
@@ -50,7 +54,8 @@ def mean_error(embedding: Tensor, codebooks: Tensor, anchors: Tensor, metric: Me
 
     An error that all codes share changes no ranking, so `assign` does not pay to avoid it.
     """
-    scores = _word_scores(anchors, codebooks, metric)
+    queries, extended = _extended(anchors, codebooks, metric)
+    scores = extended @ queries.mT
     codes = quantizer.assign(embedding, codebooks)
     sums = []
     for block, chosen in zip(embedding.split(_BLOCK), codes.split(_BLOCK), strict=True):
@@ -59,14 +64,47 @@ def mean_error(embedding: Tensor, codebooks: Tensor, anchors: Tensor, metric: Me
     return torch.stack(sums).sum() / len(embedding)
 
 
-def _word_scores(anchors: Tensor, codebooks: Tensor, metric: Metric) -> Tensor:
-    """What every word adds to the score of every anchor: (m, ksub, a)."""
+def _extended(anchors: Tensor, codebooks: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
+    """Anchors (m, a, dsub + 1) and words (m, ksub, dsub + 1) whose inner products are the scores.
+
+    By distance the score is -‖q - w‖²/2, but for ‖q‖²/2, which ranks nothing.
+    """
     m, _, dsub = codebooks.shape
-    scores = codebooks @ anchors.view(-1, m, dsub).permute(1, 2, 0)
-    if metric == "l2":
-        # -‖q - w‖²/2, but for ‖q‖²/2, which ranks nothing.
-        scores = scores - codebooks.square().sum(2, keepdim=True) / 2
-    return scores
+    queries = F.pad(anchors.view(-1, m, dsub).transpose(0, 1), (0, 1), value=1.0)
+    norms = codebooks.square().sum(2, keepdim=True)
+    own = -norms / 2 if metric == "l2" else torch.zeros_like(norms)
+    return queries, torch.cat([codebooks, own], 2)
+
+
+class _Product(NamedTuple):
+    """A matrix (a, ksub) as the product of (a, r) and (r, ksub), or as it is."""
+
+    left: Tensor
+    right: Tensor | None = None
+
+    def summed(self, weights: Tensor) -> Tensor:
+        """weights (n, a) @ the matrix: (n, ksub)."""
+        found = weights @ self.left
+        return found if self.right is None else found @ self.right
+
+
+def _scores_and_squares(queries: Tensor, words: Tensor) -> tuple[_Product, _Product]:
+    """The scores of queries (a, d) and words (ksub, d) and their squares, to be summed cheaply.
+
+    The square of an inner product is the inner product of all products of two coordinates: for
+    256 words of few dimensions, far fewer columns than words.
+    """
+    ksub, dim = words.shape
+    one, other = torch.triu_indices(dim, dim, device=words.device)
+    twice = torch.where(one == other, 1.0, 2.0).to(words.dtype)
+    pairs = queries[:, one] * queries[:, other], words[:, one] * words[:, other] * twice
+    scores = queries @ words.T
+
+    def cheaper(left: Tensor, right: Tensor, product: Tensor) -> _Product:
+        # A second multiplication is not worth a few columns.
+        return _Product(left, right.T) if left.shape[1] + 16 <= ksub else _Product(product)
+
+    return cheaper(queries, words, scores), cheaper(*pairs, scores.square())
 
 
 def _errors(

@@ -72,6 +72,29 @@ def test_scores_to_nearby_queries_are_better_than_of_the_nearest_words(
 
 
 @METRICS
+def test_many_words_are_summed_as_products_of_coordinates(metric: Metric) -> None:
+    sample, anchors = cluster(400, 1), cluster(200, 3)
+    many = quantizer.initial_codebooks(sample, M, 256, 0)
+    for queries, words in zip(*scores._extended(anchors, many, metric), strict=True):
+        score, square = scores._scores_and_squares(queries, words)
+        assert score.right is not None
+        assert square.right is not None
+        weights, dense = torch.rand(5, 200).double(), queries @ words.T
+        torch.testing.assert_close(score.summed(weights), weights @ dense)
+        torch.testing.assert_close(square.summed(weights), weights @ dense.square())
+    offset = scores.mean_error(sample, many, anchors, metric)
+    ours, theirs = (
+        cost(sample, quantizer.decode(codes, many), anchors, offset, metric)
+        for codes in (
+            scores.assign(sample, many, anchors, offset, metric),
+            quantizer.assign(sample, many),
+        )
+    )
+    assert (ours <= theirs + 1e-12).all()
+    assert ours.mean() < 0.8 * theirs.mean()
+
+
+@METRICS
 def test_the_mean_error_is_what_nearest_words_score_too_low(
     codebooks: Tensor, metric: Metric
 ) -> None:

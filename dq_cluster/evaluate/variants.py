@@ -89,7 +89,9 @@ def search_codes(
 ) -> np.ndarray:
     """Rows (q, k) of the features whose codes are nearest to the queries' embeddings."""
     index = unfilled(len(features), network.codebooks.numpy(), network.geometry)
-    codes_of(index)[:] = network.code(_embedded(network, features)).numpy()
+    codes = codes_of(index)
+    for rows in np.array_split(np.arange(len(features)), -(-len(features) // 8192)):
+        codes[rows] = network.code(_embedded(network, features[rows])).numpy()
     return index.search(_embedded(network, queries).numpy(), k)[1]
 
 

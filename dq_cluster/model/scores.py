@@ -21,6 +21,8 @@ ANCHORS = 2048
 _LOCALITY = 0.07
 # Rows whose weights and errors stay in the cache of a processor.
 _BLOCK = 512
+# Columns that a second multiplication must save.
+_WORTH_IT = 16
 
 
 def assign(
@@ -35,7 +37,7 @@ def assign(
     """
     queries, extended = _extended(anchors, codebooks, metric)
     scores = extended @ queries.mT
-    spaces = [_scores_and_squares(*pair) for pair in zip(queries, extended, strict=True)]
+    spaces = [_scores_and_squares(*each) for each in zip(queries, extended, scores, strict=True)]
     codes = quantizer.assign(embedding, codebooks).contiguous()
     for block, chosen in zip(embedding.split(_BLOCK), codes.split(_BLOCK), strict=True):
         weights, error = _errors(block, chosen, scores, anchors, metric)
@@ -88,23 +90,22 @@ class _Product(NamedTuple):
         return found if self.right is None else found @ self.right
 
 
-def _scores_and_squares(queries: Tensor, words: Tensor) -> tuple[_Product, _Product]:
-    """The scores of queries (a, d) and words (ksub, d) and their squares, to be summed cheaply.
+def _scores_and_squares(
+    queries: Tensor, words: Tensor, scores: Tensor
+) -> tuple[_Product, _Product]:
+    """The scores (ksub, a) of queries (a, d) and words (ksub, d), and their squares, to be summed.
 
     The square of an inner product is the inner product of all products of two coordinates: for
     256 words of few dimensions, far fewer columns than words.
     """
     ksub, dim = words.shape
     one, other = torch.triu_indices(dim, dim, device=words.device)
+    score = _Product(queries, words.T) if dim + _WORTH_IT <= ksub else _Product(scores.T)
+    if len(one) + _WORTH_IT > ksub:
+        return score, _Product(scores.T.square())
     twice = torch.where(one == other, 1.0, 2.0).to(words.dtype)
-    pairs = queries[:, one] * queries[:, other], words[:, one] * words[:, other] * twice
-    scores = queries @ words.T
-
-    def cheaper(left: Tensor, right: Tensor, product: Tensor) -> _Product:
-        # A second multiplication is not worth a few columns.
-        return _Product(left, right.T) if left.shape[1] + 16 <= ksub else _Product(product)
-
-    return cheaper(queries, words, scores), cheaper(*pairs, scores.square())
+    pairs = words[:, one] * words[:, other] * twice
+    return score, _Product(queries[:, one] * queries[:, other], pairs.T)
 
 
 def _errors(

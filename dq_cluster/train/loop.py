@@ -117,16 +117,18 @@ def _fit_codebooks(
         sample=sample() if epoch == 0 else None,
     )
     parallel.agree(network)
-    if epoch + 1 == network.settings.epochs:
-        if network.settings.score_aware:
-            fit_anchors(network, sample(), seed=seed)
-        if network.settings.refine_bits:
+    settings = network.settings
+    if epoch + 1 == settings.epochs and (settings.score_aware or settings.refine_bits):
+        drawn = sample()
+        if settings.score_aware:
+            fit_anchors(network, drawn, seed=seed)
+        if settings.refine_bits:
             fit_refine(
                 network,
                 _embed(network, look_up, own),
                 seed=seed,
                 all_reduce=parallel.all_reduce,
-                sample=sample(),
+                sample=drawn,
             )
         parallel.agree(network)
     return summary

@@ -30,8 +30,10 @@ def codebooks() -> Tensor:
     return quantizer.lloyd(sample, quantizer.initial_codebooks(sample, M, 16, 0), 3)
 
 
-def errors(embedding: Tensor, words: Tensor, anchors: Tensor, metric: Metric) -> Tensor:
-    """True score less the score of the words (n, M * DSUB), weighted: (n, a), (n, a)."""
+def errors(
+    embedding: Tensor, words: Tensor, anchors: Tensor, metric: Metric
+) -> tuple[Tensor, Tensor]:
+    """Weights, and the true scores less those of the words (n, M * DSUB): (n, a), (n, a)."""
     weights = torch.softmax(embedding @ anchors.T / scores._LOCALITY, dim=1)
     if metric == "ip":
         return weights, (embedding - words) @ anchors.T
@@ -39,7 +41,9 @@ def errors(embedding: Tensor, words: Tensor, anchors: Tensor, metric: Metric) ->
     return weights, true - found
 
 
-def cost(embedding: Tensor, words: Tensor, anchors: Tensor, offset: Tensor, metric: Metric):
+def cost(
+    embedding: Tensor, words: Tensor, anchors: Tensor, offset: Tensor, metric: Metric
+) -> Tensor:
     """What `assign` minimizes: (n,)."""
     weights, error = errors(embedding, words, anchors, metric)
     return (weights * (error - offset).square()).sum(1)
@@ -76,7 +80,7 @@ def test_many_words_are_summed_as_products_of_coordinates(metric: Metric) -> Non
     sample, anchors = cluster(400, 1), cluster(200, 3)
     many = quantizer.initial_codebooks(sample, M, 256, 0)
     for queries, words in zip(*scores._extended(anchors, many, metric), strict=True):
-        score, square = scores._scores_and_squares(queries, words)
+        score, square = scores._scores_and_squares(queries, words, words @ queries.T)
         assert score.right is not None
         assert square.right is not None
         weights, dense = torch.rand(5, 200).double(), queries @ words.T

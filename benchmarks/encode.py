@@ -33,6 +33,7 @@ import torch
 from PIL import Image
 
 from dq_cluster.encode.config import EncodeSettings, PoolSettings
+from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.load import Expectation, load
 from dq_cluster.encode.outputs import CodeEncoder, CodeOutput
 from dq_cluster.encode.publish import run_folder
@@ -41,7 +42,6 @@ from dq_cluster.images.backbone import load_backbone
 from dq_cluster.images.config import BackboneSettings, SourceSettings
 from dq_cluster.images.sources import open_source
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.ledger import Ledger, Receipt
 from dq_cluster.index.models import ModelCard
 from dq_cluster.model.bundle import load_model, save_model
 from dq_cluster.model.config import ModelSettings

@@ -15,8 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from dq_cluster.index.plan import PlanReader, make_plan
-from dq_cluster.index.planner import FRAGMENT_ROWS, Unit
+from dq_cluster.encode.plan import PlanReader, make_plan
+from dq_cluster.images.units import Unit
+from dq_cluster.index.sizing import FRAGMENT_ROWS
 from dq_cluster.storage import Storage
 
 

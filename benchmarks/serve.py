@@ -130,7 +130,7 @@ def bare_faiss(uri: str, k: int, seconds: float) -> list[dict[str, Any]]:
     import numpy as np
 
     from dq_cluster.index.catalog import Index
-    from dq_cluster.index.searcher import Searcher
+    from dq_cluster.search.searcher import Searcher
 
     index = Index.at(uri)
     begin = time.perf_counter()

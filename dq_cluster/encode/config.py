@@ -4,7 +4,7 @@ from pydantic import Field
 
 from dq_cluster.config import Settings
 from dq_cluster.images.config import BackboneSettings, SourceSettings, ViewSettings
-from dq_cluster.index.planner import FRAGMENT_ROWS
+from dq_cluster.index.sizing import FRAGMENT_ROWS
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 

@@ -5,12 +5,12 @@ from typing import Any
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.encode.config import FeaturizeSettings
 from dq_cluster.encode.fragment import Job
+from dq_cluster.encode.ledger import Ledger
 from dq_cluster.encode.outputs import FeatureOutput
 from dq_cluster.encode.planning import continue_or_plan
 from dq_cluster.encode.pool import run_fragments
 from dq_cluster.encode.publish import check_complete, check_rejects
 from dq_cluster.errors import ConfigError
-from dq_cluster.index.ledger import Ledger
 from dq_cluster.storage import Storage
 
 # Beside the feature files; readers of Parquet folders pass over names with a dot.

@@ -21,16 +21,17 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.load import Chunk, Expectation, load
 from dq_cluster.encode.outputs import Encoder, Output
+from dq_cluster.encode.packing import divide
+from dq_cluster.encode.plan import Plan, PlanReader
 from dq_cluster.errors import DqError, StorageError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
+from dq_cluster.images.units import Unit
 from dq_cluster.index.codefile import write_parquet
-from dq_cluster.index.ledger import Ledger, Receipt
 from dq_cluster.index.manifest import FileEntry
-from dq_cluster.index.plan import Plan, PlanReader
-from dq_cluster.index.planner import Unit, divide
 from dq_cluster.storage import Storage
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason, RejectError
 from dq_cluster.images.guard import Apart, Decode, watched
 from dq_cluster.images.sources import open_source
-from dq_cluster.index.planner import Unit
+from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage, translated
 
 # Bytes of pixels or features in a chunk: enough to make the hand-over cheap, little enough

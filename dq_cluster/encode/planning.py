@@ -3,10 +3,10 @@
 import sys
 from typing import Any
 
+from dq_cluster.encode.plan import Plan, find_plan, make_plan
 from dq_cluster.errors import ConfigError, NotFoundError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.sources import open_source
-from dq_cluster.index.plan import Plan, find_plan, make_plan
 from dq_cluster.storage import Storage
 
 

@@ -10,9 +10,9 @@ from ray.exceptions import RayTaskError
 from dq_cluster.cluster import quiet_data_context
 from dq_cluster.encode.config import PoolSettings
 from dq_cluster.encode.fragment import FragmentEncoder, Job
+from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.progress import RunProgress
 from dq_cluster.errors import DqError, InputError, QualityGateError
-from dq_cluster.index.ledger import Ledger, Receipt
 
 # Of each encoder; see FragmentEncoder.
 _FRAGMENTS_AT_ONCE = 2

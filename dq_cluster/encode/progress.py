@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from dq_cluster.index.ledger import Receipt
+from dq_cluster.encode.ledger import Receipt
 from dq_cluster.observe import metrics
 
 _LINE_EVERY = 10.0  # seconds, where there is no terminal

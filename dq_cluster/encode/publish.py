@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Iterable
 
 from dq_cluster import __version__
+from dq_cluster.encode.ledger import Ledger, Receipt
+from dq_cluster.encode.plan import Plan
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError, QualityGateError
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.ledger import Ledger, Receipt
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.index.models import ModelCard
-from dq_cluster.index.plan import Plan
 
 
 def run_folder(run: str) -> str:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dq_cluster.index.faiss_index import codes_of, unfilled
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.fit import PREPARED_BY, Prepared, embed_all, fit, prepare
 from dq_cluster.model.neighbours import Positives
+from dq_cluster.search.faiss_index import codes_of, unfilled
 
 log = logging.getLogger(__name__)
 

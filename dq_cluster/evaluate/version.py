@@ -15,11 +15,11 @@ from dq_cluster.evaluate.metrics import labelled, mean_average_precision, recall
 from dq_cluster.images.features import FeatureSet, open_features
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
-from dq_cluster.index.merge import merge, rerank
-from dq_cluster.index.refine import Refiner
-from dq_cluster.index.searcher import Searcher
 from dq_cluster.model.bundle import load_model
 from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.search.merge import merge, rerank
+from dq_cluster.search.refine import Refiner
+from dq_cluster.search.searcher import Searcher
 
 _BLOCK = 1 << 16  # database rows compared at once
 _RECALL_AT = 10

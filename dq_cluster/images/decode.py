@@ -10,9 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dq_cluster.errors import DqError
 from dq_cluster.images.config import ImageLimits
-
-# Only formats decoded in-process by memory-safe plugins: EPS, for one, would start Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+from dq_cluster.images.formats import READABLE
 
 
 class Reason(StrEnum):
@@ -57,7 +55,7 @@ def decode_image(data: bytes, size: int, limits: ImageLimits | None = None) -> n
         with warnings.catch_warnings():
             # Pillow warns of bombs and of odd metadata; the caps above and below decide.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=READABLE) as image:
                 if image.width * image.height > limits.max_pixels:
                     raise RejectError(Reason.TOO_MANY_PIXELS)
                 return _square(image, size)

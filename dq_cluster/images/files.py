@@ -15,7 +15,7 @@ import pyarrow as pa
 from dq_cluster.errors import InputError, NotFoundError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
-from dq_cluster.index.planner import Unit
+from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage
 
 A = TypeVar("A")

@@ -19,7 +19,7 @@ from dq_cluster.images.config import ImageLimits, SourceSettings
 from dq_cluster.images.decode import Reason, RejectError
 from dq_cluster.images.files import map_ahead, read_image
 from dq_cluster.images.parquet import ParquetRows
-from dq_cluster.index.planner import Unit
+from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage
 
 _PIECE = 1 << 16

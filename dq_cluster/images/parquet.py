@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from dq_cluster.errors import InputError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
-from dq_cluster.index.planner import Unit
+from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage
 
 

@@ -9,7 +9,7 @@ from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.files import Folder, WebDataset
 from dq_cluster.images.inventory import Inventory
 from dq_cluster.images.parquet import ParquetRows
-from dq_cluster.index.planner import Unit
+from dq_cluster.images.units import Unit
 
 
 class Source(Protocol):

@@ -11,8 +11,10 @@ from pydantic import Field
 
 from dq_cluster.config import Settings
 from dq_cluster.errors import ConfigError
-from dq_cluster.index.planner import FRAGMENT_ROWS
 
+# Rows of a fragment, unless a run asks for other: a few minutes' work, and files of about a
+# megabyte of codes.
+FRAGMENT_ROWS = 65536
 ID_BYTES = 8
 STORAGE_OVERHEAD = 1.2
 ROW_BYTES = 2

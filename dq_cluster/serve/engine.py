@@ -18,12 +18,13 @@ from dq_cluster.images.decode import decode_image
 from dq_cluster.images.guard import ApartPool
 from dq_cluster.images.thumbnail import thumbnail
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.filters import Filter, parse_filter
 from dq_cluster.index.manifest import Manifest
-from dq_cluster.index.rows import to_id
-from dq_cluster.index.shards import Shard, plan_shards
 from dq_cluster.observe.metrics import STEP_SECONDS
 from dq_cluster.observe.tracing import trace_headers
+from dq_cluster.search.filters import Filter, parse_filter
+from dq_cluster.search.placement import Shard, plan_shards
+from dq_cluster.search.rows import to_id
+from dq_cluster.search.shard import Item, ShardQuery
 from dq_cluster.serve.api import (
     CoverageError,
     Hit,
@@ -38,7 +39,6 @@ from dq_cluster.serve.embed import Embedder
 from dq_cluster.serve.fanout import Failure, Fanout
 from dq_cluster.serve.hits import merge_hits
 from dq_cluster.serve.policy import coverage
-from dq_cluster.serve.shard import Item, ShardQuery
 
 _DECODERS = 2  # images of queries that are decoded at once
 

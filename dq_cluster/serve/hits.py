@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from dq_cluster.index.merge import MISSING, merge, rerank
+from dq_cluster.search.merge import MISSING, merge, rerank
+from dq_cluster.search.shard import ShardAnswer
 from dq_cluster.serve.api import Hit
-from dq_cluster.serve.shard import ShardAnswer
 
 
 def merge_hits(answers: Sequence[ShardAnswer], k: int, columns: tuple[str, ...]) -> list[list[Hit]]:

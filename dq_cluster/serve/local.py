@@ -5,11 +5,11 @@ from typing import Any
 
 from dq_cluster.errors import DqError, IntegrityError
 from dq_cluster.index.catalog import Index
+from dq_cluster.search.shard import LoadedShard, load_shard
 from dq_cluster.serve.api import IndexInfo, SearchRequest, SearchResponse, VersionInfo
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.engine import Engine, Served
 from dq_cluster.serve.security import Guard
-from dq_cluster.serve.shard import LoadedShard, load_shard
 
 
 class LocalService:

@@ -20,9 +20,9 @@ from dq_cluster.observe.metrics import (
     SHARD_SEARCH_SECONDS,
 )
 from dq_cluster.observe.tracing import span
+from dq_cluster.search.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.fanout import Failure
-from dq_cluster.serve.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
 
 logger = logging.getLogger(__name__)
 

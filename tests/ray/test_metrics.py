@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from dq_cluster.encode.ledger import Receipt
 from dq_cluster.encode.progress import RunProgress
-from dq_cluster.index.ledger import Receipt
 from dq_cluster.observe import metrics
 from tests.helm.conftest import Helm, tool
 from tests.helm.watching import LABELS, dashboard_queries, rules, write_rules

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.merge import rerank
-from dq_cluster.index.refine import Refiner
-from dq_cluster.index.searcher import Searcher
 from dq_cluster.model.bundle import load_model
+from dq_cluster.search.merge import rerank
+from dq_cluster.search.refine import Refiner
+from dq_cluster.search.searcher import Searcher
 from tests.serve.conftest import SHARDS, Service
 
 pytestmark = pytest.mark.ray

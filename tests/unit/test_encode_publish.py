@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from dq_cluster.encode.ledger import Ledger, Receipt
+from dq_cluster.encode.plan import Plan
 from dq_cluster.encode.progress import RunProgress
 from dq_cluster.encode.publish import publish_run
 from dq_cluster.errors import IntegrityError, QualityGateError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.ledger import Ledger, Receipt
 from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.index.models import ModelCard
-from dq_cluster.index.plan import Plan
 
 CARD = ModelCard(digest="d", geometry=CodeGeometry(dim=8, m=4), feature_dim=8, network={})
 FRAGMENTS, ROWS = 3, 10

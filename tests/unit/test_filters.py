@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_cluster.errors import InputError
-from dq_cluster.index.filters import parse_filter
 from dq_cluster.index.manifest import ColumnStats, FileEntry
+from dq_cluster.search.filters import parse_filter
 
 COLUMNS = ("label", "name")
 PYTHON: dict[str, Any] = {

@@ -11,11 +11,11 @@ import pytest
 
 from dq_cluster.errors import ConfigError
 from dq_cluster.geometry import CodeGeometry
-from dq_cluster.index.gpu import Lists, check_gpu
-from dq_cluster.index.searcher import Searcher
+from dq_cluster.search.gpu import Lists, check_gpu
+from dq_cluster.search.searcher import Searcher
+from dq_cluster.search.shard import DoesNotFitError, check_fits_gpu
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.local import LocalService
-from dq_cluster.serve.shard import DoesNotFitError, check_fits_gpu
 from tests.support import make_model, make_version
 from tests.unit.test_searcher import GEOMETRIES, tensors_of
 
@@ -49,7 +49,7 @@ def cells_of(
 def test_lists_answer_what_a_processor_answers(
     name: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dq_cluster.index.gpu._LIST_ROWS", 500)  # several lists without cells
+    monkeypatch.setattr("dq_cluster.search.gpu._LIST_ROWS", 500)  # several lists without cells
     geometry = GEOMETRIES[name]
     tensors = tensors_of(geometry)
     rng = np.random.default_rng(5)

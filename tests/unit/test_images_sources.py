@@ -21,7 +21,7 @@ from dq_cluster.images.config import ImageLimits, SourceSettings
 from dq_cluster.images.decode import Reason, RejectError
 from dq_cluster.images.inventory import fetch
 from dq_cluster.images.sources import open_source
-from dq_cluster.index.planner import Unit
+from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage
 from tests.pictures import crops, write_folder, write_parquet, write_tar
 

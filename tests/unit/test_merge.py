@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dq_cluster.index.merge import MISSING, merge
+from dq_cluster.search.merge import MISSING, merge
 
 
 @given(

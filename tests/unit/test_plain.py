@@ -13,7 +13,7 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import code_table, open_code_file, write_code_file
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.index.plain import map_runs, plain_runs, read_runs
-from dq_cluster.index.rows import Rows
+from dq_cluster.search.rows import Rows
 from dq_cluster.storage import Storage
 
 GEOMETRY = CodeGeometry(dim=8, m=4)

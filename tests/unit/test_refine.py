@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from dq_cluster.errors import IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.compact import compact
-from dq_cluster.index.merge import MISSING, rerank
-from dq_cluster.index.refine import Refiner
-from dq_cluster.index.rows import Rows
-from dq_cluster.index.scores import Words
-from dq_cluster.index.searcher import Searcher
-from dq_cluster.index.shards import plan_shards
 from dq_cluster.index.tombstones import delete_ids
 from dq_cluster.index.verify import verify
 from dq_cluster.model import quantizer
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.fit import embed_all, fit
+from dq_cluster.search.exact import Words
+from dq_cluster.search.merge import MISSING, rerank
+from dq_cluster.search.placement import plan_shards
+from dq_cluster.search.refine import Refiner
+from dq_cluster.search.rows import Rows
+from dq_cluster.search.searcher import Searcher
 from tests.support import encode, make_index, make_vectors, train_words
 
 SECOND = CodeGeometry(dim=16, m=8)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dq_cluster.errors import InputError
-from dq_cluster.index.filters import parse_filter
-from dq_cluster.index.rows import Rows, to_id
-from dq_cluster.index.shards import plan_shards
+from dq_cluster.search.filters import parse_filter
+from dq_cluster.search.placement import plan_shards
+from dq_cluster.search.rows import Rows, to_id
 from tests.support import make_index
 
 

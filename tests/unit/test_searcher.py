@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from dq_cluster.errors import InputError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
-from dq_cluster.index import faiss_index
-from dq_cluster.index.merge import merge
-from dq_cluster.index.rows import Rows
-from dq_cluster.index.scores import ExactScores, Words
-from dq_cluster.index.searcher import Searcher
-from dq_cluster.index.shards import plan_shards
 from dq_cluster.index.tombstones import delete_ids
+from dq_cluster.search import faiss_index
+from dq_cluster.search.exact import ExactScores, Words
+from dq_cluster.search.merge import merge
+from dq_cluster.search.placement import plan_shards
+from dq_cluster.search.rows import Rows
+from dq_cluster.search.searcher import Searcher
 from tests.support import encode, make_index, make_vectors
 
 GEOMETRIES = {

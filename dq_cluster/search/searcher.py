@@ -1,7 +1,7 @@
 """One shard in one process: codes in a faiss index, searched exactly.
 
 faiss finds quickly which codes are near. Which of them win is decided by the exact score of a
-code (see `index.scores`); equal scores go by ordinal. faiss' own scores differ from it by float
+code (see `search.exact`); equal scores go by ordinal. faiss' own scores differ from it by float
 rounding and, for 4-bit fast-scan, by the quantization of its look-up tables (André et al.,
 "Quicker ADC", 2019). Both errors are bounded, so a search goes deeper until no code outside of
 what faiss returned can still win. That makes merged shards equal to one index, and spares
@@ -16,17 +16,17 @@ import numpy as np
 
 from dq_cluster.errors import InputError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
-from dq_cluster.index import faiss_index
 from dq_cluster.index.ahead import readers
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, read_codes
-from dq_cluster.index.gpu import Lists
 from dq_cluster.index.manifest import Manifest
-from dq_cluster.index.merge import MISSING, best
 from dq_cluster.index.models import read_card, read_tensors
-from dq_cluster.index.scores import ExactScores, Words
-from dq_cluster.index.shards import Shard, plan_shards
 from dq_cluster.index.tombstones import deleted_ordinals
+from dq_cluster.search import faiss_index
+from dq_cluster.search.exact import ExactScores, Words
+from dq_cluster.search.gpu import Lists
+from dq_cluster.search.merge import MISSING, best
+from dq_cluster.search.placement import Shard, plan_shards
 
 _READERS = 4  # at least: a batch of codes is small, however large the file
 _TOGETHER = 64  # queries whose candidates are scored at once: what a cache holds

@@ -11,16 +11,16 @@ import pyarrow as pa
 from dq_cluster.errors import DqError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.faiss_index import scans_fast
-from dq_cluster.index.filters import Filter
-from dq_cluster.index.gpu import check_gpu
 from dq_cluster.index.manifest import Manifest
-from dq_cluster.index.merge import MISSING
-from dq_cluster.index.refine import Refiner
-from dq_cluster.index.rows import Rows
-from dq_cluster.index.searcher import Searcher
-from dq_cluster.index.shards import Shard, plan_shards
 from dq_cluster.index.sizing import row_bytes
+from dq_cluster.search.faiss_index import scans_fast
+from dq_cluster.search.filters import Filter
+from dq_cluster.search.gpu import check_gpu
+from dq_cluster.search.merge import MISSING
+from dq_cluster.search.placement import Shard, plan_shards
+from dq_cluster.search.refine import Refiner
+from dq_cluster.search.rows import Rows
+from dq_cluster.search.searcher import Searcher
 
 _GPU_LABEL_BYTES = 4
 _GPU_WORK_BYTES = 1536 << 20  # what faiss takes of a GPU for its own work

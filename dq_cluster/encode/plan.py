@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from dq_cluster.config import Settings
+from dq_cluster.encode.packing import pack
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError
-from dq_cluster.index.planner import Unit, pack
+from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage, translated
 
 FORMAT = 1

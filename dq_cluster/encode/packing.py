@@ -1,26 +1,11 @@
-"""Planning: an ordered stream of input units becomes fragments, and a fragment becomes lanes.
+"""Packing: an ordered stream of input units becomes fragments, and a fragment becomes lanes.
 
-Pure functions; `index.plan` keeps on storage what they decide.
+Pure functions; `encode.plan` keeps on storage what they decide.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
-# Rows of a fragment, unless a run asks for other: a few minutes' work, and files of about a
-# megabyte of codes.
-FRAGMENT_ROWS = 65536
-
-
-class Unit(NamedTuple):
-    """A piece of the input that can be read on its own.
-
-    path: of a file of the source; start, rows: which of its rows. An image file is one row, a
-    Parquet row group its rows. A tar tells its rows only when read: 0 means not known.
-    """
-
-    path: str
-    start: int = 0
-    rows: int = 1
+from dq_cluster.images.units import Unit
 
 
 def pack(units: Iterable[Unit], target: int) -> Iterator[list[Unit]]:

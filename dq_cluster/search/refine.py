@@ -16,10 +16,10 @@ from dq_cluster.index.ahead import read_ahead, readers
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, read_second_codes
 from dq_cluster.index.manifest import FileEntry, Manifest
-from dq_cluster.index.merge import MISSING
 from dq_cluster.index.models import read_card, read_tensors
-from dq_cluster.index.scores import ExactScores, Words
-from dq_cluster.index.shards import Shard, plan_shards
+from dq_cluster.search.exact import ExactScores, Words
+from dq_cluster.search.merge import MISSING
+from dq_cluster.search.placement import Shard, plan_shards
 
 
 class Refiner:

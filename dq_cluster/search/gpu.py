@@ -12,7 +12,7 @@ import numpy as np
 
 from dq_cluster.errors import ConfigError
 from dq_cluster.geometry import CodeGeometry
-from dq_cluster.index import faiss_index
+from dq_cluster.search import faiss_index
 
 _MAX_DEPTH = 2048  # faiss' limits on a GPU: rows found for a query, and lists looked into
 _MAX_PROBES = 2048

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dq_cluster.errors import InputError
 from dq_cluster.index.manifest import FileEntry
-from dq_cluster.index.shards import plan_shards
+from dq_cluster.search.placement import plan_shards
 
 
 def entries(rows: list[int]) -> list[FileEntry]:

@@ -14,11 +14,11 @@ from dq_cluster.errors import InputError
 from dq_cluster.index.ahead import read_ahead, readers
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file
-from dq_cluster.index.filters import Filter
 from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.index.plain import map_runs, plain_runs
-from dq_cluster.index.shards import Shard, plan_shards
 from dq_cluster.index.tombstones import deleted_ordinals
+from dq_cluster.search.filters import Filter
+from dq_cluster.search.placement import Shard, plan_shards
 
 _BATCH_ROWS = 1 << 16
 

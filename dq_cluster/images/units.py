@@ -1,0 +1,15 @@
+"""Units: the pieces of a source that can be read on their own."""
+
+from typing import NamedTuple
+
+
+class Unit(NamedTuple):
+    """A piece of the input that can be read on its own.
+
+    path: of a file of the source; start, rows: which of its rows. An image file is one row, a
+    Parquet row group its rows. A tar tells its rows only when read: 0 means not known.
+    """
+
+    path: str
+    start: int = 0
+    rows: int = 1

@@ -12,7 +12,7 @@ import io
 import lzma
 import tarfile
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import IO, Any, Self, cast
 
 import pyarrow as pa
 
@@ -40,6 +40,36 @@ class _Raw(io.RawIOBase):
             data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+class _Forward:
+    """What tarfile needs of a file that is read once from front to back.
+
+    No read gives more than `most` bytes, whatever a header says.
+    """
+
+    def __init__(self, file: Any, most: int) -> None:
+        self._file, self._most, self._at = file, most, 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, position: int) -> None:
+        if position < self._at:
+            raise DamagedTarError("a header leads backwards")
+        while self._at < position:
+            if not self.read(min(position - self._at, _BUFFER)):
+                raise DamagedTarError("unexpected end of data")
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self._most:
+            raise DamagedTarError(f"a header of {size:,} bytes")
+        pieces = []
+        while size and (piece := self._file.read(min(size, _BUFFER))):
+            pieces.append(piece)
+            size -= len(piece)
+            self._at += len(piece)
+        return b"".join(pieces)
 
 
 class _Tar(tarfile.TarFile):
@@ -80,14 +110,17 @@ def _damage_found() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_archive(storage: Storage, path: str) -> Iterator["Archive"]:
-    """The tar at `path`, to be read once. Raises DamagedTarError, or StorageError."""
+def open_archive(storage: Storage, path: str, max_bytes: int) -> Iterator["Archive"]:
+    """The tar at `path`, to be read once; of its members, those of at most `max_bytes` can be.
+
+    Raises DamagedTarError, as do the methods of Archive, or StorageError.
+    """
+    most = max(max_bytes, _BUFFER) + tarfile.BLOCKSIZE
     with storage.open(path) as file:
         raw = io.BufferedReader(_Raw(storage, path, file), _BUFFER)
         with _damage_found():
-            tar = _Tar.open(
-                fileobj=_decompressed(raw),
-                mode="r|",
+            tar = _Tar(
+                fileobj=cast(IO[bytes], _Forward(_decompressed(raw), most)),
                 tarinfo=_strict(),
                 ignore_zeros=True,  # tars put one behind the other
                 errors="replace",

@@ -39,10 +39,9 @@ def is_image(extension: str) -> bool:
     return is_named_picture(_suffix(extension))
 
 
-def choose_image(extensions: Sequence[str]) -> str | None:
-    """Which member of a sample is its picture: `jpg` before `mask.png`, then the first."""
-    named = [extension for extension in extensions if is_image(extension)]
-    return min(named, key=lambda extension: "." in extension, default=None)
+def choose_image(images: Sequence[str]) -> str | None:
+    """Which of a sample's images is its picture: `jpg` before `mask.png`, else the first."""
+    return min(images, key=lambda name: (not is_image(name), "." in name), default=None)
 
 
 def _suffix(extension: str) -> str:
@@ -85,9 +84,10 @@ class WebDataset:
                 yield from gather(self._samples(unit.path), rows, self._settings.columns)
 
     def _samples(self, path: str) -> Iterator[dict[str, Any]]:
+        max_bytes = self._settings.limits.max_bytes
         key, parts, damaged = "", dict[str, bytes | Reason](), False
         try:
-            with open_archive(self._storage, path) as archive:
+            with open_archive(self._storage, path, max_bytes) as archive:
                 for part_of, extension, data in self._parts(archive):
                     if parts and (part_of != key or extension in parts):
                         yield self._sample(path, key, parts)
@@ -137,17 +137,21 @@ class WebDataset:
         row: dict[str, Any] = {"id": f"{path}/{key}", "uri": uri, "reason": None, "image": None}
         columns = set(self._settings.columns) - {"uri"}
         row |= _columns(parts, columns)
-        chosen = choose_image(list(parts)) or _unnamed_image(parts)
+        images = _images(parts)
+        chosen = choose_image(images)
         for extension, data in parts.items():
             if extension == chosen:
                 row["reason" if isinstance(data, Reason) else "image"] = data
-            elif is_image(extension):
+            elif extension in images:
                 self.skipped.add("further image of a sample")
             elif isinstance(data, Reason):
                 self.skipped.add("large member beside an image")
         if chosen is None:
             row["reason"] = Reason.MISSING
-        if cut and (chosen is None or not columns <= row.keys()):
+        # What is lost could have been its picture, or its .json.
+        plain = chosen is not None and is_image(chosen) and "." not in chosen
+        told = not columns or ("json" in parts and columns <= row.keys())
+        if cut and not (plain and told):
             row |= {"reason": Reason.UNREADABLE_FILE, "image": None}
         return row
 
@@ -166,12 +170,14 @@ def _columns(parts: Mapping[str, bytes | Reason], names: set[str]) -> dict[str, 
     return found
 
 
-def _unnamed_image(parts: Mapping[str, bytes | Reason]) -> str | None:
-    """The first member that is a picture though its extension does not say so."""
-    for extension, data in parts.items():
-        if not is_named_otherwise(_suffix(extension)) and _is_picture(_bytes(data)):
-            return extension
-    return None
+def _images(parts: Mapping[str, bytes | Reason]) -> list[str]:
+    """The members that are pictures by their extension, or else by their first bytes."""
+    return [
+        extension
+        for extension, data in parts.items()
+        if is_image(extension)
+        or (not is_named_otherwise(_suffix(extension)) and _is_picture(_bytes(data)))
+    ]
 
 
 def _is_picture(data: bytes) -> bool:

@@ -18,7 +18,7 @@ from PIL import Image
 from dq_cluster.errors import DqError, NotFoundError
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import decode_image
-from dq_cluster.images.tars import choose_image, split_member
+from dq_cluster.images.tars import choose_image, is_image, split_member
 from dq_cluster.storage import Storage
 
 _IMAGE_COLUMN = "image"
@@ -84,7 +84,7 @@ def _member(storage: Storage, name: str, key: str, limits: ImageLimits) -> bytes
                 found[extension] = member
             elif found or time.monotonic() > deadline:
                 break
-        chosen = choose_image(list(found))
+        chosen = choose_image([name for name in found if is_image(name)])
         content = tar.extractfile(found[chosen]) if chosen else None
         if chosen is None or content is None or found[chosen].size > limits.max_bytes:
             raise NotFoundError("no picture")

@@ -323,7 +323,7 @@ class TestChangedTars:
         write_tar(tmp_path / "a.tar", {"1.jpg": IMAGES[0]})
         source = open_source(SourceSettings(kind="webdataset", uri=str(tmp_path)))
         units = list(source.units())
-        write_tar(tmp_path / "a.tar", {"1.jpg": IMAGES[1]})
+        os.utime(write_tar(tmp_path / "a.tar", {"1.jpg": IMAGES[1]}), ns=(0, 0))
         with pytest.raises(InputError, match=r"a\.tar changed since .* start a new run"):
             list(source.read(units, 5))
         (tmp_path / "a.tar").unlink()

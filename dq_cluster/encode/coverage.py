@@ -108,15 +108,13 @@ def summary(
 def _text(plan: Plan, found: Difference) -> str:
     when = f" {plan.planned:%Y-%m-%d %H:%M} UTC" if plan.planned else " earlier"
     files = f" with {plan.files:,} files" if plan.files is not None else ""
-    parts = [
-        f"{count:,} {words}"
-        for count, words in (
-            (found.new, "files there now are not in it"),
-            (found.changed, "of its files changed since"),
-            (found.gone, "of its files are gone"),
-        )
-        if count
-    ] or ["nothing was added or changed since"]
+    counts = {
+        "files there now that are not in it": found.new,
+        "changed since": found.changed,
+        "gone since": found.gone,
+    }
+    parts = [f"{words}: {count:,}" for words, count in counts.items() if count]
+    parts = parts or ["nothing was added or changed since"]
     bound = "" if found.whole else f" (compared: the first {found.compared:,} files)"
     return f"planned{when}{files}: {', '.join(parts)}{bound}"
 

@@ -319,3 +319,51 @@ def test_features_of_another_backbone_are_refused(
     source = SourceSettings(kind="features", uri=output)
     with pytest.raises(InputError, match=r"another backbone .* \(they differ in mean\)"):
         encode(settings_for(index, card, source))
+
+
+def test_input_that_changed_since_it_was_planned_ends_the_run(
+    tmp_path: Path, index: str, card: ModelCard
+) -> None:
+    folder = write_folder(
+        tmp_path / "pictures", {f"{n}.jpg": data for n, data in enumerate(IMAGES[:5])}
+    )
+    (folder / "bad.jpg").write_bytes(b"words")
+    source = SourceSettings(kind="folder", uri=str(folder))
+    strict = settings_for(index, card, source, run="r", max_reject_fraction=0)
+    with pytest.raises(QualityGateError):
+        encode(strict)
+    for entry in list(Storage(index).list("runs/r/ledger")):
+        Storage(index).delete(entry.path)
+    (folder / "3.jpg").write_bytes(IMAGES[9] + b"x")
+    lenient = strict.model_copy(update={"max_reject_fraction": 0.5})
+    with pytest.raises(InputError, match=r"3\.jpg changed since the run was planned"):
+        encode(lenient)
+    with pytest.raises(NotFoundError):
+        current(index)
+
+
+def test_what_a_run_leaves_out_is_in_its_result(
+    tmp_path: Path, index: str, card: ModelCard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["1.jpg", "2.jfif", "3", "notes.txt", "4.heic"]
+    heic = b"\0\0\0\x18ftypheic" + bytes(20)
+    contents = [*IMAGES[:3], b"words", heic]
+    folder = write_folder(tmp_path / "pictures", dict(zip(names, contents, strict=True)))
+    settings = settings_for(index, card, SourceSettings(kind="folder", uri=str(folder)))
+    summary = encode(settings)
+    assert (summary["rows"], summary["skipped"]) == (3, {".heic": 1, ".txt": 1})
+    assert "not_covered" not in summary
+    assert "1 HEIC: install pillow-heif" in capsys.readouterr().err
+
+    (folder / "5.jpg").write_bytes(IMAGES[5])
+    again = encode(settings)
+    assert (again["version"], again["not_covered"]) == (1, 1)
+    assert again["skipped"] == summary["skipped"]
+    assert "files there now that are not in it: 1" in capsys.readouterr().err
+
+    members = {"1.jpg": IMAGES[0], "1.right.jpg": IMAGES[1], "__meta__": b"x"}
+    write_tar(tmp_path / "tars" / "a.tar", members)
+    source = SourceSettings(kind="webdataset", uri=str(tmp_path / "tars"))
+    summary = encode(settings_for(index, card, source))
+    counted = {"further image of a sample": 1, "tar member named __…__": 1}
+    assert (summary["rows"], summary["skipped"]) == (1, counted)

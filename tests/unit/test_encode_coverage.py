@@ -77,7 +77,7 @@ def test_a_continued_run_says_what_was_added(
     (pile / "2.jpg").unlink()
     assert plan_again(storage, pile) == (plan, 2)
     said = capsys.readouterr().err
-    assert "2 files there now are not in it, 1 of its files changed since, 1 of its files" in said
+    assert "files there now that are not in it: 2, changed since: 1, gone since: 1" in said
     assert "give another name" in said
 
 

@@ -29,6 +29,7 @@ from dq_cluster.encode.plan import Plan, PlanReader
 from dq_cluster.errors import DqError, StorageError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
+from dq_cluster.images.skipped import most_frequent
 from dq_cluster.images.units import Unit
 from dq_cluster.index.codefile import write_parquet
 from dq_cluster.index.manifest import FileEntry
@@ -68,6 +69,7 @@ class _Gathered:
     )
     rejects: list[pa.Table] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 class FragmentEncoder:
@@ -124,6 +126,7 @@ class FragmentEncoder:
         lanes = divide(units, self._job.decoders)
         for lane, chunk in _stream(self._job, lanes, expected, apart):
             gathered.seconds["load"] += chunk.seconds
+            gathered.skipped.update(chunk.skipped)
             if chunk.rows.num_rows:
                 with self._lock:
                     started = time.perf_counter()
@@ -164,6 +167,7 @@ class FragmentEncoder:
             rejects=rejects,
             columns=columns,
             seconds=dict(gathered.seconds),
+            skipped=most_frequent(gathered.skipped),
         )
         counted = self._ledger.commit(receipt)
         kept = {file.path for file in (*counted.files, *counted.rejects)}

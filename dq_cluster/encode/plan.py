@@ -10,20 +10,31 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from dq_cluster.config import Settings
 from dq_cluster.encode.packing import pack
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError
+from dq_cluster.images.skipped import Skipped, skipped_text
 from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage, translated
 
 FORMAT = 1
-_SCHEMA = pa.schema([("path", pa.string()), ("start", pa.int64()), ("rows", pa.int64())])
+# In the order of Unit; plans of earlier versions end after `rows`.
+_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("start", pa.int64()),
+        ("rows", pa.int64()),
+        ("size", pa.int64()),
+        ("stamp", pa.int64()),
+    ]
+)
 
 
 class Plan(Settings):
@@ -31,7 +42,9 @@ class Plan(Settings):
 
     rows: None where some unit does not tell; request: what was asked of the run, kept so that a
     continued run cannot mean something else; newest: the newest version of the index at the
-    time, so that the run's own version is known to be newer.
+    time, so that the run's own version is known to be newer. planned: when the input was listed;
+    files: how many it had; skipped: what of it is no input, by kind; unread: how many of those
+    are pictures, by format. Plans of earlier versions do not say these.
     """
 
     format: int = FORMAT
@@ -41,6 +54,10 @@ class Plan(Settings):
     rows: int | None
     request: dict[str, Any]
     newest: int = 0
+    planned: datetime | None = None
+    files: int | None = None
+    skipped: dict[str, int] = Field(default_factory=dict)
+    unread: dict[str, int] = Field(default_factory=dict)
 
 
 def find_plan(storage: Storage, run: str) -> Plan | None:
@@ -64,6 +81,7 @@ def make_plan(
     storage: Storage,
     run: str,
     units: Iterable[Unit],
+    skipped: Skipped | None = None,
     *,
     fragment_rows: int,
     request: dict[str, Any],
@@ -71,26 +89,35 @@ def make_plan(
 ) -> Plan:
     """Plan `units` and store the plan. If another driver stored one first, that one counts.
 
-    Raises InputError when there is nothing to plan.
+    skipped: where the source counts what it leaves out of `units`. Raises InputError when there
+    is nothing to plan.
     """
+    started = datetime.now(UTC)
+    skipped = skipped or Skipped()
     path = f"{run}/plan-{uuid.uuid4().hex[:12]}.parquet"
-    fragments = count = rows = 0
-    known = True
+    fragments = count = rows = files = 0
+    known, last = True, None
     with tempfile.TemporaryDirectory() as folder:
         local = os.path.join(folder, "plan.parquet")
         with pq.ParquetWriter(
             local, _SCHEMA, compression="ZSTD", use_dictionary=False, write_statistics=False
         ) as writer:
             for fragment in pack(units, fragment_rows):
-                paths, starts, sizes = zip(*fragment, strict=True)
-                table = pa.table([paths, starts, sizes], schema=_SCHEMA)
+                table = pa.table(list(zip(*fragment, strict=True)), schema=_SCHEMA)
                 writer.write_table(table, row_group_size=len(fragment))
                 fragments += 1
                 count += len(fragment)
-                rows += sum(sizes)
-                known = known and all(sizes)
+                rows += sum(unit.rows for unit in fragment)
+                known = known and all(unit.rows for unit in fragment)
+                for unit in fragment:
+                    files += unit.path != last
+                    last = unit.path
         if not fragments:
-            raise InputError("the source holds no images; check source.uri and source.kind")
+            found = skipped_text(skipped.take(), skipped.formats)
+            raise InputError(
+                "the source holds no images; check source.uri and source.kind"
+                + (f" ({found})" if found else "")
+            )
         storage.upload(local, path)
     plan = Plan(
         path=path,
@@ -99,6 +126,10 @@ def make_plan(
         rows=rows if known else None,
         request=request,
         newest=newest,
+        planned=started,
+        files=files,
+        skipped=skipped.take(),
+        unread=dict(skipped.formats),
     )
     if storage.create(f"{run}/plan.json", plan.model_dump_json(indent=1).encode()):
         return plan

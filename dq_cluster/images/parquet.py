@@ -10,8 +10,12 @@ import pyarrow.parquet as pq
 from dq_cluster.errors import InputError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
-from dq_cluster.images.units import Unit
-from dq_cluster.storage import Storage
+from dq_cluster.images.skipped import Skipped, list_named
+from dq_cluster.images.units import Unit, as_planned
+from dq_cluster.storage import FileInfo, Storage
+
+# Of Parquet files, as their writers name them.
+SUFFIXES = (".parquet", ".parq", ".pq", ".parquet.gzip", ".parquet.snappy", ".parquet.zstd")
 
 
 class ParquetRows:
@@ -24,7 +28,8 @@ class ParquetRows:
     def __init__(self, settings: SourceSettings, column: str, payload: str) -> None:
         self._settings, self._payload = settings, payload
         self._storage, self._name = Storage(settings.uri), ""
-        if settings.uri.endswith(".parquet"):
+        self.skipped = Skipped()
+        if settings.uri.lower().endswith(SUFFIXES):
             folder, _, self._name = self._storage.uri.rpartition("/")
             self._storage = Storage(folder or "/")
         self._source_of = {"id": settings.id_column, payload: column}
@@ -32,7 +37,8 @@ class ParquetRows:
 
     def units(self) -> Iterator[Unit]:
         first = None
-        for path in self._paths():
+        for info in self.listing():
+            path = info.path
             file = self._open(path)
             schema = self._schema(file.schema_arrow, path)
             first = first or schema
@@ -45,22 +51,33 @@ class ParquetRows:
             for group in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if rows:
-                    yield Unit(path, start, rows)
+                    yield Unit(path, start, rows, info.size, info.stamp)
                 start += rows
         if first is None:
             raise InputError(f"{self._settings.uri} holds no .parquet file; check source.uri")
 
+    def listing(self) -> Iterator[FileInfo]:
+        """The Parquet files, as a stream; others are counted in `skipped`."""
+        if self._name:
+            return iter([self._storage.info(self._name)])
+        return list_named(self._storage, SUFFIXES, self.skipped)
+
+    def holds(self, info: FileInfo) -> bool:
+        return True
+
     def about(self, key: bytes) -> bytes | None:
         """What the first file says under `key` in its metadata."""
-        first = next(self._paths(), None)
-        metadata = self._open(first).schema_arrow.metadata if first else None
+        first = next(self.listing(), None)
+        metadata = self._open(first.path).schema_arrow.metadata if first else None
         return (metadata or {}).get(key)
 
     def read(self, units: Iterable[Unit], rows: int) -> Iterator[pa.Table]:
         for path, parts in itertools.groupby(units, lambda unit: unit.path):
-            file = self._open(path)
-            for unit in parts:
-                yield from self._read_unit(file, unit, rows)
+            units_here = list(parts)
+            with as_planned(self._storage, units_here[0]):
+                file = self._open(path)
+                for unit in units_here:
+                    yield from self._read_unit(file, unit, rows)
 
     def _read_unit(self, file: pq.ParquetFile, unit: Unit, rows: int) -> Iterator[pa.Table]:
         position, stop = unit.start, unit.start + unit.rows
@@ -135,14 +152,6 @@ class ParquetRows:
             column, found_type = self._source_of[self._payload], types[self._payload]
             raise InputError(f"{where}: column '{column}' holds {found_type}, not {wanted}")
         return types
-
-    def _paths(self) -> Iterator[str]:
-        if self._name:
-            yield self._name
-            return
-        for info in self._storage.list():
-            if info.path.endswith(".parquet"):
-                yield info.path
 
     def _open(self, path: str) -> pq.ParquetFile:
         try:

@@ -37,9 +37,9 @@ def run_until_signal(work: Callable[[], int]) -> int:
     except (Interrupted, KeyboardInterrupt):
         status = 1
     ending.finished = True
-    if status and ending.number:
-        return 128 + ending.number
-    return status
+    if ending.number:
+        ending.said.wait(1)
+    return 128 + ending.number if status and ending.number else status
 
 
 class _Ending:
@@ -48,6 +48,8 @@ class _Ending:
     def __init__(self) -> None:
         self.number = 0
         self.finished = False  # only the interpreter's own end is left, which nobody waits for
+        self.said = threading.Event()
+        self._speaker = threading.Lock()  # taken by the one that says the line, and kept
         self._raised = False
         self._pipe, pipe = os.pipe()
         os.set_blocking(pipe, False)
@@ -58,6 +60,7 @@ class _Ending:
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number
+        self._say(number)
         if not self._raised and not self.finished:
             self._raised = True
             raise Interrupted
@@ -72,13 +75,20 @@ class _Ending:
                     _end_now(number)
                 elif not first:
                     first = time.monotonic()
-                    name = signal.Signals(number).name
-                    print(f"{name}: stopping; once more ends at once", file=sys.stderr, flush=True)
+                    self._say(number)
                     timer = threading.Timer(GRACE_S, _end_now, [number])
                     timer.daemon = True
                     timer.start()
                 elif time.monotonic() - first > _ONE_KEYSTROKE_S:
                     _end_now(number)
+
+    def _say(self, number: int) -> None:
+        if self.finished or not self._speaker.acquire(blocking=False):
+            return
+        with contextlib.suppress(OSError):
+            name = signal.Signals(number).name
+            os.write(2, f"{name}: stopping; once more ends at once\n".encode())
+        self.said.set()
 
 
 def _end_now(number: int) -> None:

@@ -39,6 +39,9 @@ class RejectError(DqError):
         super().__init__(reason.value)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type["RejectError"], tuple[Reason]]:
+        return type(self), (self.reason,)  # exceptions are pickled by their message otherwise
+
 
 def decode_image(data: bytes, size: int, limits: ImageLimits | None = None) -> np.ndarray:
     """Decode to (size, size, 3) uint8 RGB: shorter side scaled to `size`, centre cropped.

@@ -7,6 +7,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
+from dq_cluster.images.metadata import MOST_PROFILE
+
 _SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
 _NEGLIGIBLE = 3  # of 255; many pictures carry a profile of sRGB, in many versions
 _WHITE = 235  # what white becomes at least, in a profile that is not damaged
@@ -15,7 +17,7 @@ _WHITE = 235  # what white becomes at least, in a profile that is not damaged
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """An image in the mode L, RGB, or CMYK as RGB. A profile that is damaged, or one of another
     kind of colours, counts as missing."""
-    transform = _transform(profile, image.mode)
+    transform = _transform(profile, image.mode) if len(profile) <= MOST_PROFILE else None
     if transform is None:
         return image.convert("RGB")
     return transform.apply(image)

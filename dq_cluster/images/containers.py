@@ -64,7 +64,7 @@ def _jpeg(data: bytes) -> Essence:
             kept.append(data[at:end])
         at = end
     if profile and sorted(profile) == list(range(1, parts + 1)):
-        about.read_profile(b"".join(profile[n] for n in sorted(profile)))
+        about.profile = b"".join(profile[n] for n in sorted(profile))
     return about.of(b"".join(kept))
 
 
@@ -91,7 +91,7 @@ def _webp(data: bytes) -> Essence:
         elif name == b"XMP ":
             about.read_xmp(body)
         elif name == b"ICCP":
-            about.read_profile(body)
+            about.profile = body
         elif decisive and not pictured:
             kept.append(name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2))
             pictured = name in (b"VP8 ", b"VP8L", b"ANMF")  # the first frame of an animation
@@ -170,7 +170,7 @@ def _tiff(data: bytes) -> Essence:
     if tiff.XMP in directory.entries:
         about.read_xmp(directory.entries[tiff.XMP].raw)
     if tiff.PROFILE in directory.entries:
-        about.read_profile(directory.entries[tiff.PROFILE].raw)
+        about.profile = directory.entries[tiff.PROFILE].raw
     bare, inverted = tiff.bare(data, directory)
     return replace(
         about.of(bare),

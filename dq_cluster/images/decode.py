@@ -111,11 +111,11 @@ def _square(image: ImageFile.ImageFile, about: Essence, size: int) -> np.ndarray
     # Draft mode lets libjpeg decode at 1/2, 1/4 or 1/8 scale: most of the work saved.
     shorter = min(image.size)
     image.draft("RGB", (size * image.width // shorter + 1, size * image.height // shorter + 1))
-    orientation, profile = about.orientation, about.profile
+    # The readers of AVIF, HEIC, and JPEG XL tell what others were not shown.
+    profile = about.profile or image.info.get("icc_profile")
+    orientation = about.orientation
     if image.format == "AVIF":
         orientation = image.getexif().get(0x0112, 1)
-    if image.format in ("HEIF", "JXL"):
-        profile = image.info.get("icc_profile")
     upright = _loaded(image, about)
     if orientation in _TURNS:
         upright = upright.transpose(_TURNS[orientation])

@@ -47,9 +47,5 @@ class About:
         found = _XMP_ORIENTATION.search(text, 0, MOST_TEXT)
         self.xmp = self.xmp or (int(found[1]) if found else None)
 
-    def read_profile(self, profile: bytes) -> None:
-        if len(profile) <= MOST_PROFILE:
-            self.profile = self.profile or profile
-
     def of(self, data: bytes) -> Essence:
         return Essence(data, self.exif or self.xmp or 1, self.profile)

@@ -69,7 +69,7 @@ def _png_remark(name: bytes, data: bytes, about: About) -> None:
         about.read_exif(data)
     elif name == b"iCCP":
         _, _, compressed = data.partition(b"\0")
-        about.read_profile(_inflated(compressed[1:], MOST_PROFILE, whole=True) or b"")
+        about.profile = about.profile or _inflated(compressed[1:], MOST_PROFILE, whole=True)
     elif name == b"iTXt" and data.startswith(_XMP):
         compressed, text = data[len(_XMP) :][:1], data[len(_XMP) + 2 :].split(b"\0", 2)[-1]
         about.read_xmp(_inflated(text, MOST_TEXT) or b"" if compressed == b"\1" else text)

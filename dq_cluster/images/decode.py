@@ -58,9 +58,6 @@ _UNSUPPORTED = re.compile("unsupported|not yet supported|cannot handle|unknown p
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-    def __reduce__(self) -> tuple[type["RejectError"], tuple[Reason]]:
-        return type(self), (self.reason,)  # exceptions are pickled by their message otherwise
-
 
 def decode_image(data: bytes, size: int, limits: ImageLimits | None = None) -> np.ndarray:
     """Decode to (size, size, 3) uint8 sRGB: shorter side scaled to `size`, centre cropped.

@@ -10,7 +10,7 @@ import pyarrow as pa
 from dq_cluster.errors import InputError, NotFoundError, StorageRefusedError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
-from dq_cluster.images.formats import HEAD, READABLE, identify
+from dq_cluster.images.formats import HEAD, READABLE, identify, is_readable
 from dq_cluster.images.names import (
     CAMERA_RAW,
     is_camera_raw,
@@ -131,7 +131,7 @@ class Folder:
             return None
 
     def _accepts(self, info: FileInfo, found: str | None) -> bool:
-        if found in READABLE:
+        if found is not None and is_readable(found):
             return True
         self.skipped.add_file(info.path)
         if found is not None:

@@ -1,6 +1,6 @@
 """What the name of a file says about it. Names lie, so only clear ones are believed."""
 
-from dq_cluster.images.formats import READABLE
+from dq_cluster.images.formats import is_readable
 
 # Believed to be pictures: a pile of many millions is planned without opening one of them.
 _PICTURES = {
@@ -53,7 +53,7 @@ def suffix_of(path: str) -> str:
 
 def is_named_picture(suffix: str) -> bool:
     """Whether files with this suffix are pictures that can be read here."""
-    return suffix in _PICTURES or _OPTIONAL.get(suffix) in READABLE
+    return suffix in _PICTURES or (suffix in _OPTIONAL and is_readable(_OPTIONAL[suffix]))
 
 
 def is_named_otherwise(suffix: str) -> bool:

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from dq_cluster.images.names import CAMERA_RAW, suffix_of
+from dq_cluster.images.formats import INSTALL
+from dq_cluster.images.names import suffix_of
 from dq_cluster.storage import FileInfo, Storage
 
 # Distinct kinds that are counted apart, and that are told.
@@ -11,13 +12,6 @@ _MOST_KINDS = 1000
 _TOLD_KINDS = 20
 _OTHERS = "others"
 NO_SUFFIX = "no suffix"
-
-_ADVICE = {
-    "HEIC": "install pillow-heif to read them",
-    "JPEG XL": "install pillow-jxl-plugin to read them",
-    CAMERA_RAW: "develop them to JPEG or TIFF",
-}
-_CONVERT = "convert them to JPEG or PNG"
 
 
 class Skipped:
@@ -62,13 +56,13 @@ def most_frequent(kinds: Mapping[str, int]) -> dict[str, int]:
 
 
 def skipped_text(kinds: Mapping[str, int], formats: Mapping[str, int]) -> str:
-    """`3 skipped (.txt 2, .heic 1); 1 HEIC: install pillow-heif to read them`; empty for none."""
+    """`3 skipped (.txt 2, .heic 1); 1 HEIC: pip install pillow-heif`; empty for none."""
     if not kinds:
         return ""
     listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())
     text = f"{sum(kinds.values()):,} skipped ({listed})"
     for name, count in formats.items():
-        text += f"; {count:,} {name}: {_ADVICE.get(name, _CONVERT)}"
+        text += f"; {count:,} {name}: {INSTALL.get(name, 'convert them to JPEG or PNG')}"
     return text
 
 

@@ -353,7 +353,7 @@ def test_what_a_run_leaves_out_is_in_its_result(
     summary = encode(settings)
     assert (summary["rows"], summary["skipped"]) == (3, {".heic": 1, ".txt": 1})
     assert "not_covered" not in summary
-    assert "1 HEIC: install pillow-heif" in capsys.readouterr().err
+    assert "1 HEIC: pip install pillow-heif" in capsys.readouterr().err
 
     (folder / "5.jpg").write_bytes(IMAGES[5])
     again = encode(settings)

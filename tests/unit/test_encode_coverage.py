@@ -149,7 +149,7 @@ def test_plans_and_receipts_of_earlier_versions_are_read(tmp_path: Path) -> None
 def test_nothing_to_plan_says_what_was_there(tmp_path: Path) -> None:
     pile = write_folder(tmp_path / "pile", {"a.heic": b"\0\0\0\x18ftypheic" + bytes(20)})
     source = Folder(SourceSettings(kind="folder", uri=str(pile)))
-    with pytest.raises(InputError, match=r"1 skipped \(.heic 1\); 1 HEIC: install pillow-heif"):
+    with pytest.raises(InputError, match=r"1 skipped \(.heic 1\); 1 HEIC: pip install pillow-heif"):
         make_plan(
             Storage(f"{tmp_path}/i"),
             "r",

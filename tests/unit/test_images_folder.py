@@ -219,7 +219,7 @@ class TestSkipped:
     def test_in_words(self) -> None:
         assert skipped_text({}, {}) == ""
         assert skipped_text({".heic": 2, ".txt": 1}, {"HEIC": 2}) == (
-            "3 skipped (.heic 2, .txt 1); 2 HEIC: install pillow-heif to read them"
+            "3 skipped (.heic 2, .txt 1); 2 HEIC: pip install pillow-heif"
         )
 
     def test_others_come_last(self) -> None:

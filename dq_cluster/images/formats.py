@@ -48,6 +48,7 @@ _BRANDS = {
     "camera raw": (b"crx ",),
 }
 _NETPBM = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf")
+_AFTER_SPACE = b"0123456789#"
 
 
 def identify(head: bytes) -> str | None:
@@ -66,9 +67,10 @@ def identify(head: bytes) -> str | None:
             if brands.intersection(known):
                 return name
         return "HEIC" if brands & {b"mif1", b"msf1"} else None
-    if head[:2] == b"BM":
+    # Two letters are little, and text begins with them too: look at what must follow.
+    if head[:2] == b"BM" and not any(head[15:18]):
         return "BMP"
-    if head[:2] in _NETPBM and head[2:3].isspace():
+    if head[:2] in _NETPBM and head[2:3].isspace() and head[2:].lstrip()[:1] in _AFTER_SPACE:
         return "PPM"
     return None
 

@@ -40,7 +40,15 @@ def main() -> None:
 
 
 def _plan(images: int) -> dict[str, float]:
-    units = (Unit(f"pictures/{n // 10_000:06d}/{n:012d}.jpg") for n in range(images))
+    # Sizes and times as they scatter: what they cost on disk is part of the answer.
+    units = (
+        Unit(
+            f"pictures/{n // 10_000:06d}/{n:012d}.jpg",
+            size=20_000 + n * 7919 % 80_000,
+            stamp=1_700_000_000_000_000_000 + n * 6_700_417 % (1 << 50),
+        )
+        for n in range(images)
+    )
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage(folder)
         before = _peak_mib()

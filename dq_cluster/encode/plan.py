@@ -6,8 +6,6 @@
 Neither writing nor reading needs memory in proportion to the planned input.
 """
 
-import os
-import tempfile
 import uuid
 from collections.abc import Iterable
 from typing import Any
@@ -21,6 +19,7 @@ from dq_cluster.encode.packing import pack
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError
 from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage, translated
+from dq_cluster.storage.scratch import scratch_folder
 
 FORMAT = 1
 _SCHEMA = pa.schema([("path", pa.string()), ("start", pa.int64()), ("rows", pa.int64())])
@@ -76,8 +75,8 @@ def make_plan(
     path = f"{run}/plan-{uuid.uuid4().hex[:12]}.parquet"
     fragments = count = rows = 0
     known = True
-    with tempfile.TemporaryDirectory() as folder:
-        local = os.path.join(folder, "plan.parquet")
+    with scratch_folder() as folder:
+        local = folder / "plan.parquet"
         with pq.ParquetWriter(
             local, _SCHEMA, compression="ZSTD", use_dictionary=False, write_statistics=False
         ) as writer:

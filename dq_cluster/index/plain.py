@@ -7,6 +7,7 @@ several times as much.
 """
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -63,8 +64,16 @@ def read_runs(path: Path, runs: list[Run], width: int) -> Iterator[np.ndarray]:
 
 
 def map_runs(path: Path, runs: list[Run], dtype: np.dtype) -> list[np.ndarray]:
-    """The values of every run, (rows,) each, mapped into memory: read when looked at."""
+    """The values of every run, (rows,) each, mapped into memory: read when looked at.
+
+    Raises OSError where the file ends before them. One that is cut off later ends the process that
+    looks there, as with every map: code files are never changed, and removing one harms no map of
+    a local disk.
+    """
     with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if any(run.offset + run.rows * dtype.itemsize > size for run in runs):
+            raise OSError(f"{path} ends within its values")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     # Rows are looked up anywhere: reading ahead would read what nobody asked for.
     mapped.madvise(mmap.MADV_RANDOM)

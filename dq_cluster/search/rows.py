@@ -1,6 +1,7 @@
 """Ids and carried columns of a shard: on local disk, memory-mapped, read for the winners only."""
 
-import os
+import contextlib
+import mmap
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,37 +20,44 @@ from dq_cluster.index.plain import map_runs, plain_runs
 from dq_cluster.index.tombstones import deleted_ordinals
 from dq_cluster.search.filters import Filter
 from dq_cluster.search.placement import Shard, plan_shards
+from dq_cluster.storage.scratch import scratch_room
 
 _BATCH_ROWS = 1 << 16
 
 
 class _Copy:
-    """Columns of code files in an unnamed local file, to be mapped into memory."""
+    """Columns of code files in an unnamed local file, to be mapped into memory.
+
+    What the disk has no room for fails when it is written; no page of the map can be missing.
+    """
 
     def __enter__(self) -> "_Copy":
-        handle, self._path = tempfile.mkstemp(prefix="dq-rows-", suffix=".arrow")
-        self._sink = os.fdopen(handle, "wb")
+        with scratch_room():
+            self._sink = tempfile.TemporaryFile()
         self._writer: pa.RecordBatchFileWriter | None = None
         self._schema: pa.Schema | None = None
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._sink.close()
-        os.unlink(self._path)
+        with contextlib.suppress(OSError):  # of what could not be written, nothing is mapped
+            self._sink.close()
 
     def add(self, batch: pa.RecordBatch) -> None:
-        if self._writer is None:
-            self._schema = batch.schema.remove_metadata()
-            self._writer = pa.ipc.new_file(pa.PythonFile(self._sink), self._schema)
-        self._writer.write_batch(batch.replace_schema_metadata(None).cast(self._schema))
+        with scratch_room(written=self._sink.tell()):
+            if self._writer is None:
+                self._schema = batch.schema.remove_metadata()
+                self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), self._schema)
+            self._writer.write_batch(batch.replace_schema_metadata(None).cast(self._schema))
 
     def batches(self) -> list[pa.RecordBatch]:
         """What was copied, mapped into memory. Nothing can be added after that."""
         if self._writer is None:
             return []
-        self._writer.close()
-        self._sink.flush()
-        reader = pa.ipc.open_file(pa.memory_map(self._path))
+        with scratch_room(written=self._sink.tell()):
+            self._writer.close()
+            self._sink.flush()
+        mapped = mmap.mmap(self._sink.fileno(), 0, access=mmap.ACCESS_READ)
+        reader = pa.ipc.open_file(pa.py_buffer(mapped))
         return [reader.get_batch(n) for n in range(reader.num_record_batches)]
 
 
@@ -84,7 +92,8 @@ class Rows:
 
         Ids that lie plainly in files on a local disk are mapped where they are. What has to be
         decoded, or lies elsewhere, is first copied to unnamed local files; they lie in the folder
-        for temporary files (TMPDIR) and go with the process.
+        for temporary files (TMPDIR) and go with the process. Raises StorageError where that has
+        no room.
         """
         shard = shard or plan_shards(manifest.files, 1)[0]
         carried = list(manifest.columns)

@@ -19,7 +19,7 @@ from dq_cluster.index.models import read_card, read_tensors
 from dq_cluster.search.exact import ExactScores, Words
 from dq_cluster.search.merge import MISSING
 from dq_cluster.search.placement import Shard, plan_shards
-from dq_cluster.storage.scratch import scratch_memory
+from dq_cluster.storage.scratch import scratch_file
 
 
 class Refiner:
@@ -41,13 +41,15 @@ class Refiner:
         shard = shard or plan_shards(manifest.files, 1)[0]
         codes = np.empty((0, geometry.code_size), np.uint8)
         if shard.rows:
-            memory = scratch_memory(shard.rows * geometry.code_size)
-            read = partial(_codes, index, manifest)
-            for block in read_ahead(read, shard.files, readers(shard.files)):
-                memory.write(block)
+            with scratch_file(shard.rows * geometry.code_size) as local:
+                read = partial(_codes, index, manifest)
+                for block in read_ahead(read, shard.files, readers(shard.files)):
+                    local.write(block)
+                local.flush()
+                mapped = mmap.mmap(local.fileno(), 0, access=mmap.ACCESS_READ)
             # Candidates lie anywhere: reading ahead would read what nobody asked for.
-            memory.madvise(mmap.MADV_RANDOM)
-            codes = np.frombuffer(memory, np.uint8).reshape(-1, geometry.code_size)
+            mapped.madvise(mmap.MADV_RANDOM)
+            codes = np.frombuffer(mapped, np.uint8).reshape(-1, geometry.code_size)
         tensors = read_tensors(index.storage, read_card(index.storage, manifest.model))
         return cls(codes, Words(tensors["refine_codebooks"], geometry), shard.base)
 

@@ -111,8 +111,9 @@ def _lock(handle: int, path: str) -> bool:
                 raise
             reason = os.strerror(error.errno)
     raise StorageRefusedError(
-        f"the file system of {os.path.dirname(path)} has no file locks ({reason}), without which two writers could "
-        "undo each other's work; mount it with them (Lustre: -o flock), or use another place"
+        f"the file system of {os.path.dirname(path)} has no file locks ({reason}), without which "
+        "two writers could undo each other's work; mount it with them (Lustre: -o flock), or use "
+        "another place"
     )
 
 

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from dq_cluster.errors import StorageError
 from dq_cluster.storage.failures import megabytes
@@ -21,13 +22,22 @@ _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 _BLOCK = bytes(1 << 20)
 
 
-def scratch_memory(size: int) -> mmap.mmap:
-    """`size` bytes of memory over an unnamed temporary file; both go with their last user.
+def scratch_file(size: int = 0) -> IO[bytes]:
+    """An unnamed temporary file that has room for `size` bytes; it goes with its last user.
 
-    Raises StorageError, with the numbers, where the disk has no room for it.
+    Raises StorageError, with the numbers, where the disk has not.
     """
-    with scratch_room(size), tempfile.TemporaryFile(buffering=0) as file:
-        reserve(file.fileno(), size)
+    with scratch_room(size or None), contextlib.ExitStack() as on_failure:
+        file = on_failure.enter_context(tempfile.TemporaryFile())
+        if size:
+            reserve(file.fileno(), size)
+        on_failure.pop_all()
+        return file
+
+
+def scratch_memory(size: int) -> mmap.mmap:
+    """`size` bytes of memory over an unnamed temporary file. Raises as `scratch_file`."""
+    with scratch_file(size) as file:
         return mmap.mmap(file.fileno(), size)
 
 

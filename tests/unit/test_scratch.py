@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from dq_cluster.errors import StorageError
-from dq_cluster.index.plain import Run, map_runs
 from dq_cluster.storage import scratch
 from dq_cluster.storage.scratch import reserve, scratch_folder, scratch_memory, scratch_room
 from tests.support import make_index
@@ -127,11 +126,3 @@ def test_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_other_errors_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), scratch_room():
         (tmp_path / "none").read_bytes()
-
-
-def test_a_file_that_ends_early_is_not_mapped(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(100))
-    (found,) = map_runs(tmp_path / "file", [Run(20, 10)], np.dtype("<i8"))
-    assert len(found) == 10
-    with pytest.raises(OSError, match="ends within"):
-        map_runs(tmp_path / "file", [Run(20, 10), Run(30, 10)], np.dtype("<i8"))

@@ -99,6 +99,8 @@ class Storage:
 
     def exists(self, name: str = "") -> bool:
         with translated(self, name):
+            if self.is_local:
+                return local.exists(self.path(name))
             return bool(self.filesystem.exists(self.path(name)))
 
     def size(self, name: str) -> int:

@@ -8,6 +8,7 @@ happens on file systems without hard links or without locks.
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import struct
@@ -20,6 +21,8 @@ from typing import IO, Any
 
 from dq_cluster.errors import StorageError, StorageRefusedError
 
+_log = logging.getLogger(__name__)
+
 Fill = Callable[[IO[bytes]], Any]
 Entry = tuple[str, int, datetime]
 
@@ -30,8 +33,18 @@ _NO_LINKS |= {errno.EMLINK, errno.ENOTTY}
 _UNKNOWN = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOTTY}
 _TAKEN = {errno.EAGAIN, errno.EACCES}
 _PATIENCE = 60.0  # seconds for a lock that is otherwise held for milliseconds
+_SILENCE = 5.0  # seconds of waiting that nobody hears of
 _SHORTEST_NAP, _LONGEST_NAP = 0.001, 0.1
 _WHOLE_FILE = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock
+
+
+def exists(path: str) -> bool:
+    """Whether something lies at `path`; what cannot be seen is an error, and no absence."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def write(path: str, fill: Fill) -> None:
@@ -82,10 +95,14 @@ def locked(path: str, patience: float = _PATIENCE) -> Iterator[None]:
     Raises StorageError when it is not free within `patience` seconds, and StorageRefusedError
     where the file system has no locks.
     """
-    deadline, nap = time.monotonic() + patience, _SHORTEST_NAP
+    begin, nap, silent = time.monotonic(), _SHORTEST_NAP, True
     with open(path, "w") as file:
         while not _lock(file.fileno(), path):
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - begin
+            if silent and waited > _SILENCE:
+                _log.warning("waiting for another process that has locked %s", path)
+                silent = False
+            if waited > patience:
                 raise StorageError(
                     f"{path} was locked by another process for {patience:.0f} s; "
                     "find it with 'lslocks', end it, and try again"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dq_cluster.errors import StorageError
-from dq_cluster.storage import scratch
+from dq_cluster.storage import Storage, scratch
 from dq_cluster.storage.scratch import reserve, scratch_folder, scratch_memory, scratch_room
 from tests.support import make_index
 
@@ -93,6 +93,20 @@ def test_a_full_disk_is_named_and_not_the_version(
         )
     assert "1.3 MB are needed" in lines[0]
     assert not [path for path in small_disk.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def test_an_index_on_a_full_disk(small_disk: Path) -> None:
+    storage = Storage(str(small_disk))
+    storage.write("x", b"old")
+    for call in (
+        storage.write,
+        storage.create,
+        lambda name, data: storage.replace(name, data, b"old"),
+    ):
+        with pytest.raises(StorageError, match=r"x: no space .* \(1\.0 MB free of 1\.0 MB\); free"):
+            call("x", bytes(2 << 20))
+    assert storage.read("x") == b"old"
+    assert [path.name for path in small_disk.iterdir()] in (["x", ".x.lock"], [".x.lock", "x"])
 
 
 def test_memory_is_there_and_writable() -> None:

@@ -15,6 +15,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 ACCESS_KEY, SECRET_KEY = "dq-test", "dq-test-secret"
+PUBLIC_BUCKET = "dq-public"  # read without credentials
 # Below the kernel's ephemeral range, so that no outgoing connection can hold a chosen port.
 _FIRST_PORT, _LAST_PORT = 20000, 32000
 
@@ -54,7 +55,11 @@ class S3Server:
                     "name": "dq",
                     "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
                     "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-                }
+                },
+                {
+                    "name": "anonymous",
+                    "actions": [f"Read:{PUBLIC_BUCKET}", f"List:{PUBLIC_BUCKET}"],
+                },
             ]
         }
         (folder / "s3.json").write_text(json.dumps(identity))

@@ -6,8 +6,6 @@
 Neither writing nor reading needs memory in proportion to the planned input.
 """
 
-import os
-import tempfile
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -23,6 +21,7 @@ from dq_cluster.errors import InputError, IntegrityError, NotFoundError
 from dq_cluster.images.skipped import Skipped, skipped_text
 from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage, translated
+from dq_cluster.storage.scratch import scratch_folder
 
 FORMAT = 1
 # In the order of Unit; plans of earlier versions end after `rows`.
@@ -97,8 +96,8 @@ def make_plan(
     path = f"{run}/plan-{uuid.uuid4().hex[:12]}.parquet"
     fragments = count = rows = files = 0
     known, last = True, None
-    with tempfile.TemporaryDirectory() as folder:
-        local = os.path.join(folder, "plan.parquet")
+    with scratch_folder() as folder:
+        local = folder / "plan.parquet"
         with pq.ParquetWriter(
             local, _SCHEMA, compression="ZSTD", use_dictionary=False, write_statistics=False
         ) as writer:

@@ -17,29 +17,13 @@ from typing import IO, Any, Self, cast
 import pyarrow as pa
 
 from dq_cluster.errors import DqError
-from dq_cluster.storage import Storage, translated
+from dq_cluster.storage import Storage
 
 _BUFFER = 1 << 20
 
 
 class DamagedTarError(Exception):
     """What follows in the tar cannot be read."""
-
-
-class _Raw(io.RawIOBase):
-    """A stored file whose failures are dq_cluster's errors, apart from what decoders raise."""
-
-    def __init__(self, storage: Storage, path: str, file: Any) -> None:
-        self._storage, self._path, self._file = storage, path, file
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        with translated(self._storage, self._path):
-            data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
 
 class _Forward:
@@ -103,7 +87,7 @@ def _damage_found() -> Iterator[None]:
     try:
         yield
     except (DamagedTarError, DqError, MemoryError):
-        raise  # DqError: from storage, see _Raw
+        raise  # DqError: from storage
     except Exception as error:
         # Their parsers raise whatever they do on hostile data.
         raise DamagedTarError(str(error)) from None
@@ -117,7 +101,7 @@ def open_archive(storage: Storage, path: str, max_bytes: int) -> Iterator["Archi
     """
     most = max(max_bytes, _BUFFER) + tarfile.BLOCKSIZE
     with storage.open(path) as file:
-        raw = io.BufferedReader(_Raw(storage, path, file), _BUFFER)
+        raw = io.BufferedReader(file, _BUFFER)
         with _damage_found():
             tar = _Tar(
                 fileobj=cast(IO[bytes], _Forward(_decompressed(raw), most)),

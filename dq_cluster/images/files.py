@@ -21,7 +21,7 @@ from dq_cluster.images.names import (
 )
 from dq_cluster.images.skipped import Skipped
 from dq_cluster.images.units import Unit, check_unchanged
-from dq_cluster.storage import FileInfo, Storage, translated
+from dq_cluster.storage import FileInfo, Storage
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -154,7 +154,7 @@ def read_image(storage: Storage, unit: Unit, max_bytes: int) -> dict[str, Any]:
     Raises InputError where the file is not the one that was planned.
     """
     try:
-        with translated(storage, unit.path), storage.open(unit.path) as file:
+        with storage.open(unit.path) as file:
             data = file.read(max_bytes + 1)
             check_unchanged(storage, unit, storage.info(unit.path, file))
     except NotFoundError:

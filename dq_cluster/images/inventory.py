@@ -5,24 +5,24 @@ named by the user: `allow` lists URI prefixes, and everything else is a reject. 
 leads to a private address is refused whatever it says, unless `allow` names that address itself.
 """
 
-import http.client
-import ipaddress
-import socket
-import time
+import errno
+import os
+import stat
 from collections.abc import Iterable, Iterator
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from dq_cluster.errors import InputError, StorageRefusedError
+from dq_cluster.images.address import climbs, is_web, web_address
 from dq_cluster.images.config import ImageLimits, SourceSettings
 from dq_cluster.images.decode import Reason, RejectError
 from dq_cluster.images.files import map_ahead, read_image
 from dq_cluster.images.parquet import ParquetRows
 from dq_cluster.images.units import Unit
+from dq_cluster.images.web import fetch_web
 from dq_cluster.storage import FileInfo, Storage
 
-_PIECE = 1 << 16
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Inventory:
@@ -63,64 +63,37 @@ class Inventory:
 
 
 def fetch(uri: str, allow: tuple[str, ...], limits: ImageLimits) -> bytes:
-    """The bytes at `uri`, which must start with one of the prefixes in `allow`.
+    """The bytes at `uri`, which must lie below one of the prefixes in `allow`.
 
-    Raises RejectError, with the reason, for anything that cannot be fetched within the limits.
+    Raises RejectError, with the reason, for anything that cannot be fetched within the limits,
+    and StorageError where `s3://` or a disk fails.
     """
-    parts = urlsplit(uri)
-    prefix = next((prefix for prefix in allow if uri.startswith(prefix)), None)
-    if prefix is None or ".." in parts.path.split("/"):
+    if is_web(uri):
+        return fetch_web(web_address(uri), allow, limits)
+    local = uri.removeprefix("file://")
+    absolute = local.startswith("/") or uri.startswith("s3://")
+    if not absolute or climbs(uri) or not uri.startswith(allow):
         raise RejectError(Reason.FORBIDDEN)
-    if parts.scheme not in ("http", "https"):
-        folder, _, name = uri.rpartition("/")
-        try:
-            image = read_image(Storage(folder), Unit(name), limits.max_bytes)
-        except (InputError, StorageRefusedError):
-            raise RejectError(Reason.FORBIDDEN) from None
-        if image["reason"]:
-            raise RejectError(Reason(image["reason"]))
-        return bytes(image["image"])
+    if "\0" in uri:
+        raise RejectError(Reason.MISSING)
+    if not uri.startswith("s3://"):
+        _check_is_file(local)
+    folder, _, name = uri.rpartition("/")
     try:
-        return _get(uri, limits)
-    except (OSError, http.client.HTTPException, ValueError):
-        raise RejectError(Reason.UNREACHABLE) from None
+        image = read_image(Storage(folder), Unit(name), limits.max_bytes)
+    except (InputError, StorageRefusedError):
+        raise RejectError(Reason.FORBIDDEN) from None
+    if image["reason"]:
+        raise RejectError(Reason(image["reason"]))
+    return bytes(image["image"])
 
 
-def _get(uri: str, limits: ImageLimits) -> bytes:
-    deadline = time.monotonic() + limits.max_seconds
-    parts = urlsplit(uri)
-    secure = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=limits.max_seconds)
-    # The one place where http.client resolves a name: check what it leads to, then connect to
-    # that very address, so that a second answer of the name server cannot differ.
-    connection._create_connection = _connect  # type: ignore[attr-defined]
+def _check_is_file(path: str) -> None:
+    """Raise RejectError where nothing lies at `path`, or a pipe or device, which may never end."""
     try:
-        path = parts.path or "/"
-        connection.request("GET", f"{path}?{parts.query}" if parts.query else path)
-        answer = connection.getresponse()
-        if answer.status != 200:
-            gone = answer.status in (404, 410)
-            raise RejectError(Reason.MISSING if gone else Reason.UNREACHABLE)
-        data = b""
-        while piece := answer.read1(_PIECE):
-            data += piece
-            if len(data) > limits.max_bytes:
-                raise RejectError(Reason.TOO_LARGE)
-            if time.monotonic() > deadline:
-                raise RejectError(Reason.UNREACHABLE)
-        if answer.length:
-            raise RejectError(Reason.TRUNCATED)
-        return data
-    finally:
-        connection.close()
-
-
-def _connect(address: tuple[str, int], timeout: float, *_: object) -> socket.socket:
-    host, port = address
-    for answer in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        number = str(answer[-1][0])
-        if number != host and not ipaddress.ip_address(number).is_global:
+        if not stat.S_ISREG(os.stat(path).st_mode):
             raise RejectError(Reason.FORBIDDEN)
-        return socket.create_connection((number, port), timeout)
-    raise OSError(f"{host} has no address")
+    except OSError as error:
+        if error.errno in _NO_SUCH_FILE:
+            raise RejectError(Reason.MISSING) from None
+        # What else fails here fails when it is opened, and is translated there.

@@ -2,17 +2,21 @@
 
 `write_code_file` gives every column chunk a single page. The values of a column that is stored
 plainly, uncompressed, and without nulls are then the last bytes of its chunk, whatever headers
-come before. On a local disk they can be copied or mapped straight from there; decoding them costs
-several times as much.
+come before. On a local disk they can be read straight from there; decoding them costs several
+times as much.
 """
 
-import mmap
+import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+
+from dq_cluster.errors import IntegrityError
+from dq_cluster.storage import Storage, translated
 
 SINGLE_PAGES = {b"dq.pages": b"one per column chunk"}  # in the metadata of a file written so
 _BLOCK = 1 << 20  # bytes copied at once: what stays in a processor's cache
@@ -47,25 +51,67 @@ def plain_runs(file: pq.ParquetFile, name: str, width: int) -> list[Run] | None:
 
 def read_runs(path: Path, runs: list[Run], width: int) -> Iterator[np.ndarray]:
     """Consecutive values (rows, width) uint8; a block is overwritten by the next one."""
-    room = np.empty((max(1, _BLOCK // width), width), np.uint8)
     with open(path, "rb", buffering=0) as file:
-        for run in runs:
-            file.seek(run.offset)
-            for start in range(0, run.rows, len(room)):
-                block = room[: run.rows - start]
-                left = block.data.cast("B")
-                while left:
-                    count = file.readinto(left)
-                    if not count:
-                        raise OSError(f"{path} ends within its values")
-                    left = left[count:]
-                yield block
+        yield from _blocks(file, path, runs, width)
 
 
-def map_runs(path: Path, runs: list[Run], dtype: np.dtype) -> list[np.ndarray]:
-    """The values of every run, (rows,) each, mapped into memory: read when looked at."""
-    with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    # Rows are looked up anywhere: reading ahead would read what nobody asked for.
-    mapped.madvise(mmap.MADV_RANDOM)
-    return [np.frombuffer(mapped, dtype, run.rows, run.offset) for run in runs]
+def _blocks(file: FileIO, path: Path, runs: list[Run], width: int) -> Iterator[np.ndarray]:
+    room = np.empty((max(1, _BLOCK // width), width), np.uint8)
+    for run in runs:
+        offset = run.offset
+        for start in range(0, run.rows, len(room)):
+            block = room[: run.rows - start]
+            left = block.data.cast("B")
+            while left:
+                # At a place, not from where the last one ended: several threads may be reading.
+                count = os.preadv(file.fileno(), [left], offset)
+                if not count:
+                    raise OSError(f"{path} ends within its values")
+                left, offset = left[count:], offset + count
+            yield block
+
+
+class PlainColumn:
+    """Values of a plain column that are read from their file when they are asked for.
+
+    The file stays open: removing it harms nothing. It is read and not mapped: where somebody cuts
+    it off, or a network file system loses it, reading is an error, while a map ends the process.
+    Raises IntegrityError where the file ends within its values, StorageError where it cannot be
+    read.
+    """
+
+    def __init__(self, path: Path, runs: list[Run], dtype: np.dtype) -> None:
+        self._path, self._runs, self._dtype = path, runs, dtype
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with its last user
+        self._starts = np.cumsum([0, *(run.rows for run in runs)])
+        self._offsets = np.array([run.offset for run in runs], np.int64)
+        ends = self._offsets + np.diff(self._starts) * dtype.itemsize
+        if max(ends, default=0) > os.fstat(self._file.fileno()).st_size:
+            raise self._short()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The values (n,) of `rows` (n,)."""
+        runs = np.searchsorted(self._starts, rows, side="right") - 1
+        file, width = self._file.fileno(), self._dtype.itemsize
+        offsets = self._offsets[runs] + (rows - self._starts[runs]) * width
+        with translated(Storage(str(self._path.parent)), self._path.name):
+            data = b"".join(os.pread(file, width, offset) for offset in offsets.tolist())
+        if len(data) != width * len(rows):
+            raise self._short()
+        return np.frombuffer(data, self._dtype)
+
+    def find(self, value: int) -> np.ndarray:
+        """The rows (n,) int64 that hold `value`, ascending: a scan."""
+        found, row = [np.empty(0, np.int64)], 0
+        with translated(Storage(str(self._path.parent)), self._path.name):
+            for block in _blocks(self._file, self._path, self._runs, self._dtype.itemsize):
+                values = block.view(self._dtype)[:, 0]
+                found.append(row + np.flatnonzero(values == value))
+                row += len(values)
+        return np.concatenate(found)
+
+    def _short(self) -> IntegrityError:
+        return IntegrityError(f"{self._path} ends within its values; 'index verify' names others")

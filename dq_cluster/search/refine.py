@@ -6,7 +6,6 @@ embedding itself, so its score has the same definition as the first one's.
 """
 
 import mmap
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 
@@ -20,6 +19,7 @@ from dq_cluster.index.models import read_card, read_tensors
 from dq_cluster.search.exact import ExactScores, Words
 from dq_cluster.search.merge import MISSING
 from dq_cluster.search.placement import Shard, plan_shards
+from dq_cluster.storage.scratch import scratch_file
 
 
 class Refiner:
@@ -33,23 +33,23 @@ class Refiner:
         """Copy the second codes of `shard` (by default of the version) to an unnamed local file.
 
         The file lies in the folder for temporary files (TMPDIR) and goes with the process. None
-        where the version has no second codes.
+        where the version has no second codes. Raises StorageError where the disk has no room.
         """
         geometry = manifest.geometry.refine
         if geometry is None:
             return None
         shard = shard or plan_shards(manifest.files, 1)[0]
-        with tempfile.TemporaryFile() as local:
-            read = partial(_codes, index, manifest)
-            for block in read_ahead(read, shard.files, readers(shard.files)):
-                local.write(block)
-            local.flush()
-            codes = np.empty((0, geometry.code_size), np.uint8)
-            if shard.rows:
+        codes = np.empty((0, geometry.code_size), np.uint8)
+        if shard.rows:
+            with scratch_file(shard.rows * geometry.code_size) as local:
+                read = partial(_codes, index, manifest)
+                for block in read_ahead(read, shard.files, readers(shard.files)):
+                    local.write(block)
+                local.flush()
                 mapped = mmap.mmap(local.fileno(), 0, access=mmap.ACCESS_READ)
-                # Candidates lie anywhere: reading ahead would read what nobody asked for.
-                mapped.madvise(mmap.MADV_RANDOM)
-                codes = np.frombuffer(mapped, np.uint8).reshape(-1, geometry.code_size)
+            # Candidates lie anywhere: reading ahead would read what nobody asked for.
+            mapped.madvise(mmap.MADV_RANDOM)
+            codes = np.frombuffer(mapped, np.uint8).reshape(-1, geometry.code_size)
         tensors = read_tensors(index.storage, read_card(index.storage, manifest.model))
         return cls(codes, Words(tensors["refine_codebooks"], geometry), shard.base)
 

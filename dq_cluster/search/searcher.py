@@ -8,7 +8,6 @@ what faiss returned can still win. That makes merged shards equal to one index, 
 fast-scan its loss.
 """
 
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
@@ -27,6 +26,7 @@ from dq_cluster.search.exact import ExactScores, Words
 from dq_cluster.search.gpu import Lists
 from dq_cluster.search.merge import MISSING, best
 from dq_cluster.search.placement import Shard, plan_shards
+from dq_cluster.storage.scratch import scratch_memory
 
 _READERS = 4  # at least: a batch of codes is small, however large the file
 _TOGETHER = 64  # queries whose candidates are scored at once: what a cache holds
@@ -87,7 +87,8 @@ class Searcher:
 
         8-bit flat codes are held once, in faiss' memory; other codes also in a temporary file,
         memory-mapped. Raises IntegrityError for a file that disagrees with the manifest, and
-        ConfigError where there is no GPU for it.
+        ConfigError where there is no GPU for it; StorageError where storage fails or the disk of
+        the temporary file has no room.
         """
         geometry = manifest.geometry
         shard = shard or plan_shards(manifest.files, 1)[0]
@@ -261,8 +262,7 @@ class Searcher:
 
 
 def _mapped(rows: int, width: int) -> np.ndarray:
-    """An array (rows, width) uint8 in an unnamed temporary file."""
+    """An array (rows, width) uint8 in an unnamed temporary file. Raises StorageError."""
     if rows == 0:
         return np.empty((0, width), np.uint8)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, np.uint8, "w+", shape=(rows, width))
+    return np.frombuffer(scratch_memory(rows * width), np.uint8).reshape(rows, width)

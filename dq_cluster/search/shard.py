@@ -21,6 +21,7 @@ from dq_cluster.search.placement import Shard, plan_shards
 from dq_cluster.search.refine import Refiner
 from dq_cluster.search.rows import Rows
 from dq_cluster.search.searcher import Searcher
+from dq_cluster.storage import translated
 
 _GPU_LABEL_BYTES = 4
 _GPU_WORK_BYTES = 1536 << 20  # what faiss takes of a GPU for its own work
@@ -125,6 +126,9 @@ def load_shard(
     try:
         return LoadedShard(index, manifest, shard, gpu=gpu)
     except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):  # the machine's, not Arrow's: no file is at fault
+            with translated(index.storage, ""):
+                raise
         raise IntegrityError(
             f"version {version} cannot be read: {error}; 'index verify' names the file"
         ) from error

@@ -5,8 +5,8 @@ features and positives to its local disk once; its workers share the copy, and t
 system keeps in memory what is in use. docs/decisions/0006-training-data-by-row.md says why.
 """
 
-import fcntl
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -14,6 +14,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+
+from dq_cluster.errors import StorageError
+from dq_cluster.storage.local import locked
+from dq_cluster.storage.scratch import reserve, scratch_room
 
 
 def node_folder(job: str) -> Path:
@@ -33,18 +37,30 @@ def mapped(
 ) -> np.ndarray:
     """The matrix at `path`, read-only; whoever asks first fills it with `parts()`.
 
-    Others on the node wait meanwhile. A process killed half-way leaves no `path`.
+    Others on the node wait meanwhile. A process killed half-way leaves no `path`. Raises
+    StorageError where the disk has no room for it.
     """
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(str(path.with_suffix(".lock")), patience=math.inf):
         if not path.exists():
             partial = path.with_suffix(".partial")
-            matrix = np.lib.format.open_memmap(partial, "w+", dtype, shape)
+            matrix = _new_matrix(partial, shape, dtype)
             for rows, values in parts():
                 matrix[rows] = values
             matrix.flush()
             os.replace(partial, path)
     return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def _new_matrix(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    try:
+        with scratch_room(math.prod(shape) * np.dtype(dtype).itemsize):
+            matrix = np.lib.format.open_memmap(path, "w+", dtype, shape)
+            with open(path, "r+b") as file:
+                reserve(file.fileno(), os.path.getsize(path))
+            return matrix
+    except StorageError:
+        path.unlink(missing_ok=True)  # others may need what it took of the disk
+        raise
 
 
 def forget(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Codes and ids read past Parquet are what Parquet would have decoded."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from dq_cluster import __version__
+from dq_cluster.errors import DqError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import code_table, open_code_file, write_code_file
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
-from dq_cluster.index.plain import map_runs, plain_runs, read_runs
+from dq_cluster.index.plain import PlainColumn, plain_runs, read_runs
 from dq_cluster.search.rows import Rows
 from dq_cluster.storage import Storage
 
@@ -44,8 +46,14 @@ def test_values_are_found_where_they_lie(tmp_path: Path, rows: int) -> None:
     assert read.tobytes() == b"".join(table.column("code").to_pylist())
     if rows > 1:  # a single number is smaller encoded
         assert numbers is not None
-        mapped = np.concatenate(map_runs(tmp_path / "part", numbers, np.dtype("<i8")))
-        np.testing.assert_array_equal(mapped, ids)
+        column = PlainColumn(tmp_path / "part", numbers, np.dtype("<i8"))
+        assert len(column) == rows
+        some = RANDOM.integers(rows, size=1000)
+        np.testing.assert_array_equal(column.take(some), ids[some])
+        np.testing.assert_array_equal(
+            column.find(ids[some[0]]), np.flatnonzero(ids == ids[some[0]])
+        )
+        assert not len(column.find(-1))
 
 
 def test_what_is_encoded_is_left_to_parquet(tmp_path: Path) -> None:
@@ -70,8 +78,30 @@ def test_a_file_that_ends_early_is_an_error(tmp_path: Path) -> None:
         list(read_runs(tmp_path / "short", runs, 4))
 
 
+def test_a_file_cut_off_or_removed_under_a_reader(tmp_path: Path) -> None:
+    ids = random_ids(1000)
+    entry = write(tmp_path, "part", ids)
+    with open_code_file(Storage(str(tmp_path)), entry, model="m", geometry=GEOMETRY) as file:
+        runs = plain_runs(file, "id", 8)
+    assert runs is not None
+    column = PlainColumn(tmp_path / "part", runs, np.dtype("<i8"))
+    (tmp_path / "other").hardlink_to(tmp_path / "part")
+    (tmp_path / "part").unlink()
+    np.testing.assert_array_equal(column.take(np.arange(1000)), ids)
+    os.truncate(tmp_path / "other", runs[0].offset + 50 * 8 + 3)
+    np.testing.assert_array_equal(column.take(np.arange(50)), ids[:50])
+    with pytest.raises(IntegrityError, match="part ends within its values"):
+        column.take(np.array([7, 50]))
+    with pytest.raises(DqError, match="part ends within its values"):
+        column.find(-1)
+    with pytest.raises(IntegrityError, match="other ends within its values"):
+        PlainColumn(tmp_path / "other", runs, np.dtype("<i8"))
+
+
 @pytest.mark.parametrize("carried", [(), ("label",)])
-def test_mapped_and_copied_ids_make_one_shard(tmp_path: Path, carried: tuple[str, ...]) -> None:
+def test_ids_in_place_and_copied_ones_make_one_shard(
+    tmp_path: Path, carried: tuple[str, ...]
+) -> None:
     """Files whose ids are random, numbered, and random again, of more than one batch."""
     parts = [random_ids(70_000), np.arange(100), random_ids(70_001)]
     labels = np.arange(sum(map(len, parts)))

@@ -101,6 +101,9 @@ def test_pickles_as_its_uri(storage: Storage) -> None:
     again = pickle.loads(pickle.dumps(storage))
     assert again == storage
     assert again.read("x") == b"1"
+    arrow = pickle.loads(pickle.dumps(storage.arrow))
+    with arrow.open_input_file(storage.path("x")) as file:
+        assert file.read() == b"1"
 
 
 def test_paths_cannot_climb_out(storage: Storage) -> None:

@@ -31,6 +31,7 @@ from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
 from dq_cluster.images.units import Unit
 from dq_cluster.index.codefile import write_parquet
+from dq_cluster.index.ids import concat_rows
 from dq_cluster.index.manifest import FileEntry
 from dq_cluster.storage import Storage
 
@@ -142,7 +143,7 @@ class FragmentEncoder:
         rows = 0
         if gathered.rows:
             lanes = sorted(gathered.rows)
-            table = pa.concat_tables([t for lane in lanes for t in gathered.rows[lane]])
+            table = concat_rows([t for lane in lanes for t in gathered.rows[lane]])
             parts = [p for lane in lanes for p in gathered.arrays[lane]]
             arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             first = _first_of_each_id(table)
@@ -176,7 +177,7 @@ class FragmentEncoder:
         if not tables:
             return ()
         path = f"{self._job.rejects}/rejects-{fragment:06d}-{uuid.uuid4().hex[:12]}.parquet"
-        return (write_parquet(self._job.storage, path, pa.concat_tables(tables), stats=["reason"]),)
+        return (write_parquet(self._job.storage, path, concat_rows(tables), stats=["reason"]),)
 
 
 def _stream(

@@ -43,7 +43,7 @@ def divide(fragment: Sequence[Unit], parts: int) -> list[list[Unit]]:
         while left:
             taken = min(left, ends[len(lanes) - 1] - done)
             if taken:
-                lanes[-1].append(unit if unit.rows == 0 else Unit(unit.path, start, taken))
+                lanes[-1].append(unit if unit.rows == 0 else unit._replace(start=start, rows=taken))
             start, left, done = start + taken, left - taken, done + taken
             if done == ends[len(lanes) - 1] and done < total:
                 lanes.append([])

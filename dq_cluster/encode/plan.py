@@ -23,7 +23,9 @@ from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage, translated
 
 FORMAT = 1
-_SCHEMA = pa.schema([("path", pa.string()), ("start", pa.int64()), ("rows", pa.int64())])
+_SCHEMA = pa.schema(
+    [("path", pa.string()), ("start", pa.int64()), ("rows", pa.int64()), ("base", pa.int64())]
+)
 
 
 class Plan(Settings):
@@ -82,13 +84,13 @@ def make_plan(
             local, _SCHEMA, compression="ZSTD", use_dictionary=False, write_statistics=False
         ) as writer:
             for fragment in pack(units, fragment_rows):
-                paths, starts, sizes = zip(*fragment, strict=True)
-                table = pa.table([paths, starts, sizes], schema=_SCHEMA)
+                fields = dict(zip(Unit._fields, zip(*fragment, strict=True), strict=True))
+                table = pa.table(fields, schema=_SCHEMA)
                 writer.write_table(table, row_group_size=len(fragment))
                 fragments += 1
                 count += len(fragment)
-                rows += sum(sizes)
-                known = known and all(sizes)
+                rows += sum(fields["rows"])
+                known = known and all(fields["rows"])
         if not fragments:
             raise InputError("the source holds no images; check source.uri and source.kind")
         storage.upload(local, path)
@@ -121,4 +123,4 @@ class PlanReader:
         """The units of fragment `number`, in order."""
         with translated(self._storage, self._path):
             table = self._file.read_row_group(number)
-        return [Unit(*row) for row in zip(*(c.to_pylist() for c in table.columns), strict=True)]
+        return [Unit(**row) for row in table.to_pylist()]

@@ -9,6 +9,7 @@ from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.plan import Plan
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError, QualityGateError
 from dq_cluster.index.catalog import Index
+from dq_cluster.index.ids import common_type
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.index.models import ModelCard
 
@@ -53,13 +54,11 @@ def publish_run(
     rejects = [file for receipt in receipts for file in receipt.rejects]
     _check_stored(index, run, [*files, *rejects])
     id_types = {receipt.columns["id"] for receipt in receipts if receipt.files}
-    if len(id_types) != 1:
-        raise IntegrityError(f"run {run} has ids of the types {sorted(id_types)}; expected one")
     new = Manifest(
         version=0,
         model=card.digest,
         geometry=card.geometry,
-        id_type=id_types.pop(),
+        id_type=common_type(id_types, files),
         columns=columns,
         files=tuple(files),
         rows=sum(file.rows for file in files),
@@ -102,16 +101,18 @@ class _IsPublishedError(Exception):
 
 def appended(old: Manifest, new: Manifest) -> Manifest:
     """`new` with the files of `old` before its own. Raises InputError where they cannot mix."""
-    for what in ("model", "geometry", "id_type", "columns"):
+    for what in ("model", "geometry", "columns"):
         theirs, ours = getattr(old, what), getattr(new, what)
         if theirs != ours:
             raise InputError(
                 f"cannot append to version {old.version}: its {what} is {theirs}, not {ours}; "
                 "encode without append, or with what that version has"
             )
+    files = (*old.files, *new.files)
     return new.model_copy(
         update={
-            "files": (*old.files, *new.files),
+            "files": files,
+            "id_type": common_type((old.id_type, new.id_type), files),
             "rows": old.rows + new.rows,
             "tombstones": old.tombstones,
             "deleted": old.deleted,

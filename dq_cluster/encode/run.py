@@ -115,7 +115,7 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> None:
 
 
 def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
-    """Features of another backbone have the right form and mean nothing to the model."""
+    """Features of another backbone may have the right form, and mean nothing to the model."""
     source = ParquetRows(settings.source, settings.source.feature_column, "feature")
     origin = json.loads(source.about(PREPROCESSING) or b"{}")
     if origin and card.preprocessing and origin != card.preprocessing:
@@ -124,6 +124,13 @@ def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
             f"the features at {settings.source.uri} were made with another backbone than model "
             f"{card.digest[:12]} was trained on (they differ in {', '.join(differ)}); make the "
             "features again, or encode with the model they belong to"
+        )
+    dim = source.dimension()
+    if dim not in (None, card.feature_dim):
+        raise InputError(
+            f"the features at {settings.source.uri} have {dim} numbers, those that model "
+            f"{card.digest[:12]} was trained on {card.feature_dim}; encode with the model they "
+            "belong to"
         )
 
 

@@ -1,9 +1,9 @@
 """Code files: ordinary Parquet that any tool can read, and faiss can load without re-encoding.
 
-Columns: `id` (int64 or string), `code` (fixed_size_binary), `refine_code` where the model has a
-second code, the columns the user asked to carry, and in an IVF version `cell` (int32, rows
-ordered by it). The key-value metadata names
-the model digest and the geometry, because codes without their codebook are noise.
+Columns: `id` (int64, uint64, or string), `code` (fixed_size_binary), `refine_code` where the
+model has a second code, the columns the user asked to carry, and in an IVF version `cell` (int32,
+rows ordered by it). The key-value metadata names the model digest and the geometry, because codes
+without their codebook are noise.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from dq_cluster.storage import Storage
 RESERVED = ("id", "code", "refine_code", "cell")
 _CODES = ("code", "refine_code")
 _MODEL, _GEOMETRY = b"dq.model", b"dq.geometry"
-_ID_TYPES = (pa.int64(), pa.string())
+_ID_TYPES = (pa.int64(), pa.uint64(), pa.string())
 _GROUP_ROWS = 1 << 20
 _ONE_PAGE = {"data_page_size": 1 << 30, "max_rows_per_page": _GROUP_ROWS}  # per column chunk
 _SAMPLE_ROWS = 1 << 16
@@ -44,7 +44,7 @@ def code_table(
     Rows of an IVF geometry are put in order of their cell.
     """
     if ids.type not in _ID_TYPES:
-        raise InputError(f"ids must be int64 or string, not {ids.type}")
+        raise InputError(f"ids must be int64, uint64, or string, not {ids.type}")
     if (cells is not None) != (geometry.nlist > 0):
         raise InputError("cells must be given exactly for an IVF geometry")
     if (refine_codes is not None) != (geometry.refine_m > 0):

@@ -15,6 +15,7 @@ from dq_cluster.index.codefile import (
     open_code_file,
     write_code_file,
 )
+from dq_cluster.index.ids import concat_rows
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.index.tombstones import read_tombstones
 
@@ -97,7 +98,7 @@ def _merged(
         alive = np.ones(file.rows, bool)
         alive[deleted.get(file.path, [])] = False
         tables.append(opened.read().filter(pa.array(alive)))
-    table = pa.concat_tables(tables).combine_chunks()
+    table = concat_rows(tables).combine_chunks()
     geometry = manifest.geometry
     second = geometry.refine_m  # bytes of the second code, 0 without one
     return code_table(

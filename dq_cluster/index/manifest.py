@@ -44,7 +44,8 @@ class Manifest(Settings):
     """One version: a model, the code files made with it, and what is known about them.
 
     `rows` counts codes over `files`; `deleted` counts rows that `tombstones` take out of them.
-    `id_type` is the Arrow type of the id column. `columns` names the carried columns.
+    `id_type` is the Arrow type of the ids, int64, uint64, or string; a file of a uint64 version may
+    store int64. `columns` names the carried columns.
     """
 
     format: int = FORMAT

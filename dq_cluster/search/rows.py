@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from dq_cluster.errors import InputError
 from dq_cluster.index.ahead import read_ahead, readers
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file
+from dq_cluster.index.ids import TEXT, as_type
 from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.index.plain import map_runs, plain_runs
 from dq_cluster.index.tombstones import deleted_ordinals
@@ -154,12 +155,14 @@ def _parts(index: Index, manifest: Manifest, entry: FileEntry) -> Iterator[_Part
     with open_code_file(
         index.storage, entry, model=manifest.model, geometry=manifest.geometry
     ) as file:
-        runs = plain_runs(file, "id", 8) if manifest.id_type == "int64" else None
+        runs = plain_runs(file, "id", 8) if manifest.id_type != TEXT else None
         if local is None or runs is None:
             for batch in file.iter_batches(_BATCH_ROWS, columns=["id", *carried]):
-                yield _Part(None, batch)
+                ids = as_type(batch.column("id"), manifest.id_type)
+                yield _Part(None, batch.set_column(0, "id", ids))
             return
-        for group, ids in enumerate(map_runs(local, runs, np.dtype("<i8"))):
+        # Whole numbers of a version that fit its type are the same 64 bits, signed or not.
+        for group, ids in enumerate(map_runs(local, runs, np.dtype(manifest.id_type))):
             if not carried:
                 yield _Part(pa.array(ids), None)
                 continue
@@ -167,16 +170,3 @@ def _parts(index: Index, manifest: Manifest, entry: FileEntry) -> Iterator[_Part
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=carried):
                 yield _Part(pa.array(ids[start : start + batch.num_rows]), batch)
                 start += batch.num_rows
-
-
-def to_id(value: Any, id_type: str) -> int | str:
-    """`value` as an id of the version. Raises InputError where it cannot be one."""
-    if id_type == "string":
-        return str(value)
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        raise InputError(f"ids of this index are whole numbers, not {value!r}") from None
-    if not -(2**63) <= number < 2**63:
-        raise InputError(f"id {number} does not fit 64 bits")
-    return number

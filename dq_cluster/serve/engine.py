@@ -18,12 +18,12 @@ from dq_cluster.images.decode import decode_image
 from dq_cluster.images.guard import ApartPool
 from dq_cluster.images.thumbnail import thumbnail
 from dq_cluster.index.catalog import Index
+from dq_cluster.index.ids import to_id
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.observe.metrics import STEP_SECONDS
 from dq_cluster.observe.tracing import trace_headers
 from dq_cluster.search.filters import Filter, parse_filter
 from dq_cluster.search.placement import Shard, plan_shards
-from dq_cluster.search.rows import to_id
 from dq_cluster.search.shard import Item, ShardQuery
 from dq_cluster.serve.api import (
     CoverageError,

@@ -147,7 +147,9 @@ def version_message(info: VersionInfo) -> pb.Version:
 
 
 def _id(id: int | str) -> pb.Id:
-    return pb.Id(number=id) if isinstance(id, int) else pb.Id(text=id)
+    if isinstance(id, str):
+        return pb.Id(text=id)
+    return pb.Id(number=id) if id < 2**63 else pb.Id(large_number=id)
 
 
 def _struct(values: Mapping[str, Any]) -> Struct:

@@ -86,35 +86,46 @@ def test_rewriting_a_file_changes_the_fingerprint(folder: Path) -> None:
 
 
 def test_no_features(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no Parquet files"):
+    with pytest.raises(NotFoundError, match=r"no Parquet or \.npy files"):
         open_features(str(tmp_path / "nowhere"))
 
 
 def test_not_parquet(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(InputError, match=r"a\.parquet is not Parquet"):
+    with pytest.raises(InputError, match=r"a\.parquet is not readable Parquet"):
         open_features(str(tmp_path))
 
 
 def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"id": [1], "vector": [[0.5]]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"no column 'feature'; columns: id, vector"):
+    pq.write_table(pa.table({"id": [1], "a": [[0.5]], "b": [[1.5]]}), tmp_path / "a.parquet")
+    message = r"no column 'feature'; columns: id, a, b; likely ones: a, b; set feature_column"
+    with pytest.raises(InputError, match=message):
         open_features(str(tmp_path))
+    assert open_features(str(tmp_path), "b").read(0, 1).tolist() == [[1.5]]
 
 
-def test_lists_of_any_length_are_refused(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"feature": [[0.5], [0.5, 1.0]]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="must be a fixed_size_list"):
-        open_features(str(tmp_path))
+def test_a_list_of_another_length_is_located(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"feature": [None, [0.5], [0.5, 1.0]]}), tmp_path / "a.parquet")
+    features = open_features(str(tmp_path))
+    assert features.dim == 1
+    with pytest.raises(
+        InputError, match=r"a\.parquet row 2: the feature has 2 numbers, others .* 1"
+    ):
+        features.read(1, 3)
 
 
 @pytest.mark.parametrize(
-    ("values", "preprocessing"),
-    [(VALUES[:, :2], b'{"backbone": "x"}'), (VALUES, b'{"backbone": "y"}')],
+    ("values", "preprocessing", "message"),
+    [
+        (VALUES[:, :2], b'{"backbone": "x"}', r"c\.parquet has features of 2 .*, a\.parquet of 3"),
+        (VALUES, b'{"backbone": "y"}', r"c\.parquet differs from a\.parquet"),
+    ],
 )
-def test_files_must_agree(folder: Path, values: np.ndarray, preprocessing: bytes) -> None:
+def test_files_must_agree(
+    folder: Path, values: np.ndarray, preprocessing: bytes, message: str
+) -> None:
     write(folder / "c.parquet", values, preprocessing=preprocessing, label=[0] * 20)
-    with pytest.raises(InputError, match=r"c\.parquet differs from a\.parquet"):
+    with pytest.raises(InputError, match=message):
         open_features(str(folder))
 
 

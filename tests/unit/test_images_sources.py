@@ -158,7 +158,7 @@ class TestParquet:
         ("columns", "message"),
         [
             ({"image": [b"x"]}, "has no column 'id'; columns: image"),
-            ({"id": [1.5], "image": [b"x"]}, "must be integers or strings, not double"),
+            ({"id": [1.5], "image": [b"x"]}, "holds double, not integers or strings: floats"),
             ({"id": [1], "image": ["x"]}, "column 'image' holds string, not bytes"),
         ],
     )
@@ -172,7 +172,8 @@ class TestParquet:
     def test_files_must_agree(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "a.parquet", {"id": [1], "image": [b"x"]})
         write_parquet(tmp_path / "b.parquet", {"id": ["1"], "image": [b"x"]})
-        with pytest.raises(InputError, match=r"b\.parquet has columns id string"):
+        message = r"b\.parquet: id is string from 'id', in the files before it int64 from 'id'"
+        with pytest.raises(InputError, match=message):
             list(open_source(SourceSettings(kind="parquet", uri=str(tmp_path))).units())
 
     def test_what_is_no_parquet_is_named(self, tmp_path: Path) -> None:

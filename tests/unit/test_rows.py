@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from dq_cluster.errors import InputError
+from dq_cluster.index.ids import to_id
 from dq_cluster.search.filters import parse_filter
 from dq_cluster.search.placement import plan_shards
-from dq_cluster.search.rows import Rows, to_id
+from dq_cluster.search.rows import Rows
 from tests.support import make_index
 
 
@@ -43,7 +44,8 @@ def test_unknown_columns_and_impossible_ids(tmp_path: Path) -> None:
     index, manifest, _ = make_index(str(tmp_path), rows=300)
     with pytest.raises(InputError, match="carries no column colour"):
         Rows.load(index, manifest).take(np.array([1]), ["colour"])
-    for bad in ("cat", None, 2**70):
+    for bad in ("cat", "1_0", None, 1.5, 2**63):
         with pytest.raises(InputError):
             to_id(bad, "int64")
     assert to_id("12", "int64") == 12
+    assert to_id(f"{2**64 - 1}", "uint64") == 2**64 - 1

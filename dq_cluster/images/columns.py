@@ -1,0 +1,186 @@
+"""Which columns of a file are meant, and reading them by name.
+
+A name with dots goes into structs: `image.bytes`. Where the usual column is missing and only one
+other can be meant, that one is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dq_cluster.errors import InputError
+from dq_cluster.images import values
+from dq_cluster.images.tables import RowFile
+
+ROW, PATH = "row", "path"  # ids for files without a column of ids: see `id_column`
+URI = "#"  # `<uri of the file>#<row>`
+_LOOK_ROWS = 64  # read at once in search of the first feature of a file
+Read = Callable[[pa.DataType], values.Reading]
+
+_ID, _IMAGE_PATH = "id", "image_path"  # clip-retrieval and img2dataset name images by their path
+
+
+def type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
+    """The type of a column or of a field within one; None where there is none of that name."""
+    for top, inner in _splits(name):
+        if schema.get_field_index(top) < 0:
+            continue
+        kind = schema.field(top).type
+        for field in inner:
+            if not pa.types.is_struct(kind) or kind.get_field_index(field) < 0:
+                return None
+            kind = kind.field(field).type
+        return kind
+    return None
+
+
+def column_of(table: pa.Table, name: str) -> pa.Array:
+    """The values of a column, or of a field within one, in one piece."""
+    for top, inner in _splits(name):
+        if table.schema.get_field_index(top) >= 0:
+            column = table.column(top).combine_chunks()
+            if isinstance(column, pa.ChunkedArray):  # empty, or an extension type
+                column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+            return pc.struct_field(column, inner) if inner else column
+    raise KeyError(name)
+
+
+def payload_column(
+    schema: pa.Schema, wanted: str, usual: str, may_be: Callable[[pa.DataType], bool]
+) -> str:
+    """The column `wanted`, or where that is the `usual` one and missing, the only one that
+    `may_be` it. Raises InputError, naming what there is to choose from."""
+    if type_of(schema, wanted) is not None:
+        return wanted
+    candidates = [field.name for field in schema if may_be(field.type)]
+    if wanted == usual and len(candidates) == 1:
+        return candidates[0]
+    likely = f"; likely ones: {', '.join(candidates)}" if candidates else ""
+    raise InputError(
+        f"has no column '{wanted}'; columns: {names(schema)}{likely}; set {usual}_column"
+    )
+
+
+def id_column(schema: pa.Schema, wanted: str, feature: str | None = None) -> str:
+    """The column of ids: `wanted`, or ROW for the row's number in the pile, or PATH for
+    `<file>#<row>`, each of which a column of that name comes before.
+
+    feature: the column of features, in files that may do without ids: where there is no `id`,
+    they are named by `image_path`, or where there is nothing to name them by, by number.
+    Raises InputError, naming what there is to choose from.
+    """
+    if type_of(schema, wanted) is not None or wanted in (ROW, PATH):
+        return wanted
+    if wanted == _ID and feature is not None:
+        if type_of(schema, _IMAGE_PATH) is not None:
+            return _IMAGE_PATH
+        if all(field.name == feature or values.may_be_vectors(field.type) for field in schema):
+            return ROW
+    raise InputError(
+        f"has no column '{wanted}'; columns: {names(schema)}; set id_column to one of them, to "
+        f"'{ROW}' for the number of the row, or to '{PATH}' for <file>#<row>"
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Consecutive rows of a file: of the file `path` at `uri`, the rows `rows` of it; `base` rows
+    of the pile come before the file."""
+
+    uri: str
+    path: str
+    rows: range
+    base: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that is read from files. made: from the place of the rows, as `source` says
+    (ROW, PATH, or URI)."""
+
+    source: str
+    reading: values.Reading
+    made: bool = False
+
+    @classmethod
+    def find(cls, schema: pa.Schema, source: str, read: Read, where: str) -> "Column":
+        """The column `source`, made from the place of the rows where there is none.
+
+        Raises InputError, beginning with `where`, for a type that `read` refuses.
+        """
+        kind = type_of(schema, source)
+        if kind is None:
+            made = pa.int64() if source == ROW else pa.string()
+            return cls(source, values.carried(made), made=True)
+        try:
+            return cls(source, read(kind))
+        except InputError as error:
+            raise InputError(f"{where}: column '{source}' {error}") from None
+
+    def of(self, table: pa.Table, place: Place) -> pa.Array:
+        """The values for the rows of `table`, which lie at `place`.
+
+        Raises InputError, naming file and row, for a value that cannot be converted.
+        """
+        if self.made:
+            return self.at(place)
+        column = column_of(table, self.source)
+        try:
+            return self.reading.read(column)
+        except pa.ArrowInvalid:
+            for row in range(len(column)):
+                try:
+                    self.reading.read(column.slice(row, 1))
+                except pa.ArrowInvalid as first:
+                    row, error = place.rows[row], first
+                    break
+            raise InputError(
+                f"{place.uri} row {row}: a value of column '{self.source}', {column.type}, "
+                f"does not fit {self.reading.kind}: {error}"
+            ) from None
+
+    def at(self, place: Place) -> pa.Array:
+        """What is known of the rows without reading them: nulls, but where it is made."""
+        if not self.made:
+            return pa.nulls(len(place.rows), self.reading.kind)
+        if self.source == ROW:
+            rows = range(place.base + place.rows.start, place.base + place.rows.stop)
+            return pa.array(rows, pa.int64())
+        of = place.path if self.source == PATH else place.uri
+        return pa.array((f"{of}#{row}" for row in place.rows), pa.string())
+
+    def __str__(self) -> str:
+        return f"{self.reading.kind} from {'the place, ' * self.made}'{self.source}'"
+
+
+def first_dimension(file: RowFile, column: Column) -> int | None:
+    """How many numbers the first feature in the file has, if there is one."""
+    kind, rows = column.reading.kind, sum(file.groups)
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
+    for batch in file.batches(0, rows, [column.source], _LOOK_ROWS):
+        lengths = pc.list_value_length(column_of(batch, column.source)).drop_null()
+        if len(lengths):
+            return int(lengths[0].as_py())
+    return None
+
+
+def origin(ids: str) -> str:
+    """Where ids come from, for people; see `id_column`."""
+    return "the numbers of the rows, from 0" if ids == ROW else f"from column '{ids}'"
+
+
+def names(schema: pa.Schema) -> str:
+    """The names of the columns, for people."""
+    shown = schema.names[:40]
+    more = len(schema.names) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")
+
+
+def _splits(name: str) -> Iterator[tuple[str, Sequence[str]]]:
+    """Ways to take a dotted name as a column and fields within it, the whole name first."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        yield ".".join(parts[:count]), parts[count:]

@@ -1,0 +1,213 @@
+"""Files of rows: Parquet, and arrays that others saved with NumPy, read alike as columns.
+
+An array `<name>.npy` of vectors (rows, dim) has one column, `feature`. In a folder as
+clip-retrieval writes it, what `metadata/metadata_<n>.parquet` knows about the rows of
+`img_emb/img_emb_<n>.npy` are further columns of it.
+"""
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dq_cluster.errors import InputError
+from dq_cluster.storage import FileInfo, Storage, translated
+
+FEATURE = "feature"  # the column that an array is
+_ARRAY_GROUP = 8192  # rows of an array that are read together
+_LOOKED_AT = 10_000  # files of a folder, to say what it holds instead
+_EMBEDDINGS = re.compile(r"((?:.*/)?)img_emb/img_emb_([^/]+)\.npy")
+_NUMBERS = (np.float16, np.float32, np.float64, np.int8, np.uint8)
+
+
+class RowFile(Protocol):
+    """The rows of one file. schema: their columns; groups: rows of the parts best read whole."""
+
+    schema: pa.Schema
+    groups: tuple[int, ...]
+
+    def batches(self, start: int, stop: int, columns: list[str], most: int) -> Iterator[pa.Table]:
+        """The named columns of the rows [start, stop), in order, at most `most` at a time.
+
+        Raises pa.ArrowException or OSError where the file is damaged; see `is_damage`.
+        """
+
+
+def open_rows(storage: Storage, path: str) -> RowFile:
+    """Open a file of rows. Raises InputError, naming it, for one that is not what it should be."""
+    if not path.endswith(".npy"):
+        return _Parquet(storage, path)
+    known = _EMBEDDINGS.fullmatch(path)
+    about = f"{known[1]}metadata/metadata_{known[2]}.parquet" if known else ""
+    if not about or not storage.exists(about):
+        return _Array(storage, path)
+    return _Beside(_Array(storage, path), _Parquet(storage, about), f"{storage.uri}/{path}")
+
+
+def row_files(storage: Storage, *, arrays: bool) -> Iterator[FileInfo]:
+    """The files of rows below a folder, in the order of their paths.
+
+    arrays: `.npy` files count, too. Where there are both kinds, it must be plain which of them
+    holds the features: raises InputError.
+    """
+    if not arrays:
+        yield from (info for info in storage.list() if info.path.endswith(".parquet"))
+        return
+    found = [info for info in storage.list() if info.path.endswith((".parquet", ".npy"))]
+    vectors = [info for info in found if info.path.endswith(".npy")]
+    embeddings = [info for info in vectors if _EMBEDDINGS.fullmatch(info.path)]
+    if not embeddings and vectors and len(vectors) < len(found):
+        raise InputError(
+            f"{storage.uri} holds {len(vectors)} .npy and {len(found) - len(vectors)} .parquet "
+            f"files ({vectors[0].path}, …); name the folder of those that hold the features"
+        )
+    yield from embeddings or found
+
+
+def found_instead(storage: Storage) -> str:
+    """What a folder without files of rows holds, for people."""
+    suffixes = Counter(
+        PurePosixPath(info.path).suffix or "without suffix"
+        for info in itertools.islice(storage.list(), _LOOKED_AT)
+    )
+    return ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(5)) or "nothing"
+
+
+def split_uri(uri: str) -> tuple[Storage, str]:
+    """The folder to list and "", or the folder of a single file of rows and its name."""
+    storage = Storage(uri)
+    if not uri.endswith((".parquet", ".npy")):
+        return storage, ""
+    folder, _, name = storage.uri.rpartition("/")
+    return Storage(folder or "/"), name
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether the file is at fault, and not the road to it.
+
+    Arrow reports damage, too, as OSError; a filesystem's has a number, a cause, or a kind.
+    """
+    if not isinstance(error, OSError):
+        return True
+    return type(error) is OSError and not error.errno and not error.__cause__
+
+
+class _Parquet:
+    """A Parquet file and its row groups."""
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        try:
+            self._file = pq.ParquetFile(storage.open(path), pre_buffer=True)
+        except (pa.ArrowException, OSError) as error:
+            if not is_damage(error):
+                raise
+            raise InputError(
+                f"{storage.uri}/{path} is not readable Parquet: {error}; restore it"
+            ) from None
+        self.schema = self._file.schema_arrow
+        metadata = self._file.metadata
+        self.groups = tuple(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
+
+    def batches(self, start: int, stop: int, columns: list[str], most: int) -> Iterator[pa.Table]:
+        if start >= stop:
+            return
+        ends = np.cumsum(self.groups, dtype=np.int64)
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        position = int(ends[first]) - self.groups[first]
+        groups = list(range(first, last + 1))
+        for batch in self._file.iter_batches(most, row_groups=groups, columns=columns):
+            skip = max(0, start - position)
+            kept = batch.slice(skip, max(0, stop - position - skip))
+            position += batch.num_rows
+            if kept.num_rows:
+                yield pa.Table.from_batches([kept])
+
+
+class _Array:
+    """A two-dimensional array in NumPy's format, of which only the rows asked for are read."""
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        self._storage, self._path = storage, path
+        where = f"{storage.uri}/{path}"
+        with storage.open(path) as file, translated(storage, path):
+            shape, fortran, self._dtype = _header(file, where)
+            self._offset = file.tell()
+        if len(shape) != 2 or not shape[1] or self._dtype.newbyteorder("=") not in _NUMBERS:
+            raise InputError(
+                f"{where} holds {self._dtype} of shape {shape}, not float16, float32 or float64 "
+                "of shape (rows, dim); save one vector per row"
+            )
+        if fortran and min(shape) > 1:
+            raise InputError(
+                f"{where} is stored by columns; save it again with numpy.ascontiguousarray"
+            )
+        count, self._dim = shape
+        wanted, size = self._offset + count * self._row_bytes, storage.size(path)
+        if size != wanted:
+            raise InputError(f"{where} has {size} bytes, its header says {wanted}; restore it")
+        value = pa.from_numpy_dtype(self._dtype.newbyteorder("="))
+        self.schema = pa.schema([(FEATURE, pa.list_(value, self._dim))])
+        whole, rest = divmod(count, _ARRAY_GROUP)
+        self.groups = (_ARRAY_GROUP,) * whole + ((rest,) if rest else ())
+
+    @property
+    def _row_bytes(self) -> int:
+        return self._dim * self._dtype.itemsize
+
+    def batches(self, start: int, stop: int, columns: list[str], most: int) -> Iterator[pa.Table]:
+        with self._storage.open(self._path) as file, translated(self._storage, self._path):
+            file.seek(self._offset + start * self._row_bytes)
+            for first in range(start, stop, most):
+                rows = min(most, stop - first)
+                data = file.read(rows * self._row_bytes)
+                if len(data) != rows * self._row_bytes:
+                    raise pa.ArrowInvalid(f"{self._path} ends before row {first + rows}")
+                values = np.frombuffer(data, self._dtype)
+                native = pa.array(values.astype(self._dtype.newbyteorder("="), copy=False))
+                lists = pa.FixedSizeListArray.from_arrays(native, type=self.schema.field(0).type)
+                yield pa.table({FEATURE: lists}).select(columns)
+
+
+class _Beside:
+    """An array, and the Parquet file that has a row about each of its rows."""
+
+    def __init__(self, array: _Array, about: _Parquet, where: str) -> None:
+        if sum(array.groups) != sum(about.groups):
+            raise InputError(
+                f"{where} has {sum(array.groups):,} rows, the metadata beside it "
+                f"{sum(about.groups):,}; they must be of the same rows"
+            )
+        self._array, self._about = array, about
+        others = [field for field in about.schema if field.name != FEATURE]
+        self.schema = pa.schema([*array.schema, *others])
+        self.groups = array.groups
+
+    def batches(self, start: int, stop: int, columns: list[str], most: int) -> Iterator[pa.Table]:
+        others = [name for name in columns if name.partition(".")[0] != FEATURE]
+        for first in range(start, stop, most):
+            end = min(first + most, stop)
+            parts: list[pa.Table] = []
+            if len(others) < len(columns):
+                parts += self._array.batches(first, end, [FEATURE], most)
+            if others:
+                parts.append(pa.concat_tables(self._about.batches(first, end, others, most)))
+            joined = {name: part.column(name) for part in parts for name in part.column_names}
+            yield pa.table(joined)
+
+
+def _header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and type of the array that `file` holds."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    try:
+        return readers[np.lib.format.read_magic(file)](file)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{where} is not a readable .npy file: {error}; save it again") from None

@@ -4,7 +4,7 @@ A name with dots goes into structs: `image.bytes`. Where the usual column is mis
 other can be meant, that one is.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -24,27 +24,20 @@ _ID, _IMAGE_PATH = "id", "image_path"  # clip-retrieval and img2dataset name ima
 
 def type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
     """The type of a column or of a field within one; None where there is none of that name."""
-    for top, inner in _splits(name):
-        if schema.get_field_index(top) < 0:
-            continue
-        kind = schema.field(top).type
-        for field in inner:
-            if not pa.types.is_struct(kind) or kind.get_field_index(field) < 0:
-                return None
-            kind = kind.field(field).type
-        return kind
-    return None
+    found = _find(schema, name)
+    return found and found[2]
 
 
 def column_of(table: pa.Table, name: str) -> pa.Array:
-    """The values of a column, or of a field within one, in one piece."""
-    for top, inner in _splits(name):
-        if table.schema.get_field_index(top) >= 0:
-            column = table.column(top).combine_chunks()
-            if isinstance(column, pa.ChunkedArray):  # empty, or an extension type
-                column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-            return pc.struct_field(column, inner) if inner else column
-    raise KeyError(name)
+    """The values of a column, or of a field within one, in one piece. Raises KeyError."""
+    found = _find(table.schema, name)
+    if found is None:
+        raise KeyError(name)
+    top, inner, _ = found
+    column = table.column(top).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # of an extension type
+        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    return pc.struct_field(column, inner) if inner else column
 
 
 def payload_column(
@@ -179,8 +172,21 @@ def names(schema: pa.Schema) -> str:
     return ", ".join(shown) + (f" and {more:,} more" if more else "")
 
 
-def _splits(name: str) -> Iterator[tuple[str, Sequence[str]]]:
-    """Ways to take a dotted name as a column and fields within it, the whole name first."""
+def _find(schema: pa.Schema, name: str) -> tuple[str, list[str], pa.DataType] | None:
+    """The column that a dotted name means, the fields within it, and their type.
+
+    A column with dots in its own name comes before a field.
+    """
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
-        yield ".".join(parts[:count]), parts[count:]
+        top, inner = ".".join(parts[:count]), parts[count:]
+        if schema.get_field_index(top) < 0:
+            continue
+        kind = schema.field(top).type
+        for field in inner:
+            if not pa.types.is_struct(kind) or kind.get_field_index(field) < 0:
+                break
+            kind = kind.field(field).type
+        else:
+            return top, inner, kind
+    return None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dq_cluster.errors import InputError
 from dq_cluster.images import values
@@ -14,6 +15,7 @@ from dq_cluster.images.columns import (
     Column,
     Place,
     Read,
+    column_of,
     first_dimension,
     id_column,
     names,
@@ -34,6 +36,8 @@ from dq_cluster.images.tables import (
 from dq_cluster.images.units import Unit
 
 logger = logging.getLogger(__name__)
+
+_LOOK_ROWS = 64  # that say whether images lie in a column, or only their paths
 
 
 class _Payload(NamedTuple):
@@ -71,6 +75,7 @@ class ParquetRows:
             if first is None:
                 first = layout
                 self._log_choices(layout)
+                self._check_embedded(file, layout, path)
             for name, column in layout.items():
                 if str(column) != str(first[name]):
                     raise InputError(
@@ -177,6 +182,30 @@ class ParquetRows:
             logger.info("%s: the %s is column '%s'", self._settings.uri, self._payload, payload)
         if ids != self._settings.id_column:
             logger.info("%s: ids are %s", self._settings.uri, origin(ids))
+
+    def _check_embedded(self, file: RowFile, layout: dict[str, Column], path: str) -> None:
+        """Raise InputError where a column of structs has the paths of images, not the images."""
+        source = layout[self._payload].source
+        if self._payload != "image" or type_of(file.schema, f"{source}.path") is None:
+            return
+        try:
+            stop = min(sum(file.groups), _LOOK_ROWS)
+            table = next(file.batches(0, stop, [source], stop), None)
+        except (pa.ArrowException, OSError) as error:
+            if not is_damage(error):
+                raise
+            return  # its rows will be rejects
+        if table is None:
+            return
+        counts = [
+            pc.count(column_of(table, f"{source}.{field}")).as_py() for field in ("bytes", "path")
+        ]
+        if not counts[0] and counts[1]:
+            raise InputError(
+                f"{self._where(path)}: column '{source}' has only the paths of its images, not "
+                f"their bytes; write the bytes into it, or use kind inventory with uri_column "
+                f"{source}.path"
+            )
 
     def _paths(self) -> Iterator[str]:
         if self._name:

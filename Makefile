@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed  ## the whole road on real pictures; ends with a report
 	$(BIN)/dq-cluster demo
 
-test: $(VENV)/.installed  ## everything but the tests marked slow or gpu
+test: $(VENV)/.installed .tools/.installed  ## everything but the tests marked slow or gpu
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 lint: $(VENV)/.installed
@@ -31,5 +31,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,test]'
 	touch $@
 
+# Helm and kubectl for the chart's tests; where they cannot be had, those tests say so and skip.
+.tools/.installed: tests/helm/tools.py | $(VENV)/.installed
+	$(BIN)/python tests/helm/tools.py .tools && touch $@ || \
+	  echo "helm could not be installed: the tests of the chart will be skipped"
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .tools demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

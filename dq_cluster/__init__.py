@@ -1,3 +1,35 @@
-"""dq_cluster: train product-quantized codes for a pile of images, encode it, serve it."""
+"""dq_cluster: train product-quantized codes for a pile of images, encode it, serve it.
+
+The names below are imported when they are first used, so that a small installation (the client)
+pays for nothing else.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dq_cluster.client import AsyncClient, Client
+    from dq_cluster.encode.featurize import featurize
+    from dq_cluster.evaluate.version import evaluate_version
+    from dq_cluster.index.catalog import Index
 
 __version__ = "0.1.0"
+__all__ = ["AsyncClient", "Client", "Index", "evaluate_version", "featurize"]
+
+_HOMES = {
+    "AsyncClient": "dq_cluster.client",
+    "Client": "dq_cluster.client",
+    "Index": "dq_cluster.index.catalog",
+    "evaluate_version": "dq_cluster.evaluate.version",
+    "featurize": "dq_cluster.encode.featurize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'dq_cluster' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,10 +9,11 @@ import contextlib
 import errno
 import fcntl
 import functools
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -28,11 +29,21 @@ _LOST_RACE = {"PreconditionFailed", "ConditionalRequestConflict"}
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A stored file: path relative to its Storage, size in bytes, modification time (UTC)."""
+    """A stored file: path relative to its Storage, size in bytes, modification time (UTC).
+
+    stamp: another number once the file is written anew: the modification time in nanoseconds,
+    or, on object storage, a digest of the ETag.
+    """
 
     path: str
     size: int
     modified: datetime
+    stamp: int
+
+
+# Told the path of what a listing leaves out, and why: `hidden`, `broken link`, `link back`,
+# `not a file`.
+LeftOut = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -103,9 +114,23 @@ class Storage:
         with translated(self, name):
             return int(self.filesystem.size(self.path(name)))
 
+    def info(self, name: str, opened: Any = None) -> FileInfo:
+        """What is stored as `name` now; of a file that `open` returned, what it reads from."""
+        with translated(self, name):
+            if self.is_local:
+                stat = os.fstat(opened.fileno()) if opened else os.stat(self.path(name))
+                return _local_info(name, stat)
+            found = opened.details if opened else self.filesystem.info(self.path(name))
+            return _s3_info(name, found["size"], found["LastModified"], found["ETag"])
+
     def read(self, name: str) -> bytes:
         with translated(self, name):
             return bytes(self.filesystem.cat_file(self.path(name)))
+
+    def head(self, name: str, size: int) -> bytes:
+        """The first `size` bytes of a file that is not empty, in one request."""
+        with translated(self, name):
+            return bytes(self.filesystem.cat_file(self.path(name), start=0, end=size))
 
     def open(self, name: str) -> Any:
         """A seekable binary file for reading."""
@@ -161,26 +186,35 @@ class Storage:
                 self.write(name, data)
             return True
 
-    def list(self, prefix: str = "") -> Iterator[FileInfo]:
+    def list(self, prefix: str = "", left_out: LeftOut | None = None) -> Iterator[FileInfo]:
         """Every file below the folder `prefix`, in the order of their paths; none if absent.
 
         Streams: memory does not grow with the number of files (on local disk, with the largest
         folder). Files and folders whose names start with a dot are left out: locks, partial
-        files, and the books of a run.
+        files, and the books of a run; so are links that lead nowhere or back, and what is
+        no file. `left_out` is told of each. Raises StorageRefusedError for a folder that cannot
+        be listed, and names it.
         """
         top = self.path(prefix)
+        told = left_out or _ignore
+
+        def tell(full: str, why: str) -> None:
+            told(full[len(self._root) + 1 :], why)
+
         with translated(self, prefix):
-            entries = _local_files if self.is_local else self._s3_files
-            for full, size, stamp in entries(top):
-                if "/." not in full[len(top) :]:
-                    yield FileInfo(full[len(self._root) + 1 :], size, stamp)
+            for info in _local_files(top, tell) if self.is_local else self._s3_files(top):
+                if "/." in info.path[len(top) :]:
+                    tell(info.path, "hidden")
+                else:
+                    path = info.path[len(self._root) + 1 :]
+                    yield FileInfo(path, info.size, info.modified, info.stamp)
 
     def delete(self, name: str) -> None:
         """Remove one file; an absent one is no error."""
         with translated(self, name), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path(name))
 
-    def _s3_files(self, top: str) -> Iterator[tuple[str, int, datetime]]:
+    def _s3_files(self, top: str) -> Iterator[FileInfo]:
         bucket, _, key = top.partition("/")
         page: dict[str, Any] = {}
         while page.get("IsTruncated", True):
@@ -193,7 +227,8 @@ class Storage:
             )
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):
-                    yield f"{bucket}/{entry['Key']}", int(entry["Size"]), entry["LastModified"]
+                    full = f"{bucket}/{entry['Key']}"
+                    yield _s3_info(full, entry["Size"], entry["LastModified"], entry["ETag"])
 
     def _put_if(self, name: str, data: bytes, **condition: str) -> bool:
         bucket, _, key = self.path(name).partition("/")
@@ -222,29 +257,66 @@ def _busy(error: Exception) -> bool:
     return answer.get("HTTPStatusCode") == 503
 
 
-def _local_files(folder: str) -> Iterator[tuple[str, int, datetime]]:
+def _local_files(
+    folder: str, left_out: LeftOut, above: frozenset[str] = frozenset()
+) -> Iterator[FileInfo]:
+    """Files below `folder`; `above` are the folders it was reached through, without links."""
     try:
         with os.scandir(folder) as found:
             # A folder sorts as its files will: by the name with the slash behind it.
-            entries = sorted(found, key=lambda e: f"{e.name}/" if e.is_dir() else e.name)
+            entries = sorted(found, key=lambda e: f"{e.name}/" if _is_folder(e) else e.name)
     except FileNotFoundError:
         return
+    except PermissionError:
+        raise _unlisted(folder) from None
+    above |= {os.path.realpath(folder)}
     for entry in entries:
-        if entry.is_dir():
-            if not _leads_back(entry):
-                yield from _local_files(entry.path)
-        elif entry.is_file():
-            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                stat = entry.stat()
-                yield entry.path, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC)
+        if _is_folder(entry):
+            # Following a link to a folder that it lies in would never end.
+            if entry.is_symlink() and os.path.realpath(entry.path) in above:
+                left_out(entry.path, "link back")
+            else:
+                yield from _local_files(entry.path, left_out, above)
+            continue
+        try:
+            info = _local_info(entry.path, entry.stat())
+        except PermissionError:
+            raise _unlisted(folder) from None
+        except OSError:  # it leads nowhere, or was removed since it was listed
+            if entry.is_symlink():
+                left_out(entry.path, "broken link")
+            continue
+        if entry.is_file():
+            yield info
+        else:
+            left_out(entry.path, "not a file")
 
 
-def _leads_back(entry: os.DirEntry[str]) -> bool:
-    """Whether a link leads to a folder that it lies in: following it would never end."""
-    if not entry.is_symlink():
+def _unlisted(folder: str) -> StorageRefusedError:
+    return StorageRefusedError(
+        f"{folder}: permission denied to list this folder; make it readable, or move it away"
+    )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
         return False
-    target, here = Path(entry.path).resolve(), Path(entry.path).parent.resolve()
-    return target == here or target in here.parents
+
+
+def _ignore(path: str, why: str) -> None:
+    pass
+
+
+def _local_info(path: str, stat: os.stat_result) -> FileInfo:
+    modified = datetime.fromtimestamp(stat.st_mtime, UTC)
+    return FileInfo(path, stat.st_size, modified, stat.st_mtime_ns)
+
+
+def _s3_info(path: str, size: int, modified: datetime, etag: str) -> FileInfo:
+    digest = hashlib.blake2b(etag.strip('"').encode(), digest_size=8).digest()
+    return FileInfo(path, int(size), modified, int.from_bytes(digest, signed=True))
 
 
 @contextlib.contextmanager

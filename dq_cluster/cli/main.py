@@ -2,16 +2,31 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from dq_cluster.cli import index_commands, search_commands, workloads
 from dq_cluster.cli.output import emit_error
+from dq_cluster.cli.signals import Interrupted, run_until_signal
 from dq_cluster.errors import DqError, UserError
 from dq_cluster.observe.log import configure_logging
 
+
+class _Commands(TyperGroup):
+    """Ray turns what a signal raises into KeyboardInterrupt, and typer that into a line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
+
 app = typer.Typer(
     name="dq-cluster",
+    cls=_Commands,
     help="Train product-quantized codes for a pile of images, encode it, serve it, measure it.",
     no_args_is_help=True,
     add_completion=False,
@@ -24,9 +39,12 @@ app.add_typer(index_commands.app, name="index")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 failed, 2 the request was wrong."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    sys.exit(run(arguments))
+    """Run one command and exit: 0 done, 1 failed, 2 the request was wrong.
+
+    130 or 143: SIGINT or SIGTERM ended it.
+    """
+    chosen = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(run_until_signal(lambda: run(chosen)))
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from typing import Any
 
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.encode.config import FeaturizeSettings
+from dq_cluster.encode.coverage import summary
 from dq_cluster.encode.fragment import Job
 from dq_cluster.encode.ledger import Ledger
 from dq_cluster.encode.outputs import FeatureOutput
@@ -28,8 +29,14 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
         raise ConfigError("featurize makes features from images: it needs images and a backbone")
     storage = Storage(settings.output)
     request = settings.model_dump(mode="json", include=_MEANING)
-    plan = continue_or_plan(
-        storage, _RUN, settings.source, fragment_rows=settings.fragment_rows, request=request
+    plan, difference = continue_or_plan(
+        storage,
+        _RUN,
+        settings.source,
+        fragment_rows=settings.fragment_rows,
+        request=request,
+        advice="to featurize everything that is there now, give another output; to add to these "
+        f"features, put the new images in a source of their own and give output={storage.uri}/NAME",
     )
     job = Job(
         source=settings.source,
@@ -57,5 +64,6 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
         "files": sum(len(receipt.files) for receipt in receipts),
         "rows": sum(receipt.rows for receipt in receipts),
         "rejected": sum(receipt.rejected for receipt in receipts),
+        **summary(plan, receipts, difference),
         **figures,
     }

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -26,22 +27,20 @@ from dq_cluster.encode.load import Chunk, Expectation, load
 from dq_cluster.encode.outputs import Encoder, Output
 from dq_cluster.encode.packing import divide
 from dq_cluster.encode.plan import Plan, PlanReader
+from dq_cluster.encode.retry import Failures
 from dq_cluster.errors import DqError, StorageError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
+from dq_cluster.images.skipped import most_frequent
 from dq_cluster.images.units import Unit
 from dq_cluster.index.codefile import write_parquet
 from dq_cluster.index.ids import concat_rows
 from dq_cluster.index.manifest import FileEntry
+from dq_cluster.observe.log import configure_logging
 from dq_cluster.storage import Storage
 
 log = logging.getLogger(__name__)
 
-# Storage that restarts is back within a minute or two; longer, and the run stops with an error
-# (and continues from there when it is started again).
-_PAUSES = (0.5, 1, 2, 4, 8, 15, 30, 60)
-# After so many losses of its loading tasks a fragment may hold an image that is their end.
-_LOSSES = 2
 # Chunks that a loading task may be ahead of the encoder.
 _AHEAD = 2
 
@@ -69,6 +68,7 @@ class _Gathered:
     )
     rejects: list[pa.Table] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 class FragmentEncoder:
@@ -78,8 +78,9 @@ class FragmentEncoder:
     for storage, the other keeps the networks busy. The networks run for one at a time.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, reports: ActorHandle | None = None) -> None:
+        configure_logging()
+        self._job, self._reports = job, reports
         self._ledger = Ledger(job.storage, job.run)
         self._lock = threading.Lock()
 
@@ -100,21 +101,24 @@ class FragmentEncoder:
 
     def _persistently(self, fragment: int) -> Receipt:
         """Encode through failures of storage and the loss of loading tasks."""
-        losses = 0
-        for pause in _PAUSES:
+        failures = Failures()
+        while True:
             try:
-                return self._encode(fragment, apart=losses >= _LOSSES)
+                return self._encode(fragment, failures.apart)
             except RayTaskError:
                 raise  # a bug, and it will still be there
             except (StorageError, RayError, MemoryError) as error:
-                last = error
-                losses += not isinstance(error, StorageError)
-                log.warning("fragment %d failed, trying again: %r", fragment, error)
-                time.sleep(pause)
-        raise DqError(
-            f"fragment {fragment} failed {len(_PAUSES)} times, the last time with "
-            f"{type(last).__name__}: {last}; when the cause is gone, the same command continues"
-        )
+                failures = failures.and_another(loss=not isinstance(error, StorageError))
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if failures.pause_s is None:
+                raise DqError(
+                    f"fragment {fragment} failed {failures.count} times, the last time with "
+                    f"{reason}; when the cause is gone, the same command continues"
+                )
+            log.warning("fragment %d failed, trying again: %s", fragment, reason)
+            if self._reports is not None:
+                self._reports.failed.remote(fragment, reason)
+            time.sleep(failures.pause_s)
 
     def _encode(self, fragment: int, apart: bool) -> Receipt:
         if self._ledger.contains(fragment):
@@ -125,6 +129,7 @@ class FragmentEncoder:
         lanes = divide(units, self._job.decoders)
         for lane, chunk in _stream(self._job, lanes, expected, apart):
             gathered.seconds["load"] += chunk.seconds
+            gathered.skipped.update(chunk.skipped)
             if chunk.rows.num_rows:
                 with self._lock:
                     started = time.perf_counter()
@@ -165,6 +170,7 @@ class FragmentEncoder:
             rejects=rejects,
             columns=columns,
             seconds=dict(gathered.seconds),
+            skipped=most_frequent(gathered.skipped),
         )
         counted = self._ledger.commit(receipt)
         kept = {file.path for file in (*counted.files, *counted.rejects)}

@@ -9,7 +9,7 @@ loser wrote is named nowhere, and so does not exist.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from dq_cluster.config import Settings
 from dq_cluster.errors import IntegrityError
@@ -25,7 +25,7 @@ class Receipt(Settings):
 
     files, rejects: what it wrote; rows, rejected: how many rows are in them; reasons: rejects by
     reason; columns: names and Arrow types of the columns of `files`; seconds: time spent per
-    stage, summed over its workers.
+    stage, summed over its workers; skipped: members of tars that are no input, by kind.
     """
 
     fragment: int
@@ -36,6 +36,7 @@ class Receipt(Settings):
     rejects: tuple[FileEntry, ...]
     columns: dict[str, str]
     seconds: dict[str, float]
+    skipped: dict[str, int] = Field(default_factory=dict)
 
 
 class Ledger:

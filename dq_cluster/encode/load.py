@@ -5,7 +5,7 @@ Runs in its own task on a CPU, away from the encoder. No Ray here.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from dq_cluster.storage import Storage, translated
 # Bytes of pixels or features in a chunk: enough to make the hand-over cheap, little enough
 # that the few in flight never matter.
 _CHUNK_BYTES = 8 << 20
+_NO_ROWS = pa.table({})
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Chunk:
 
     rows: `id`, `uri`, and the carried columns of what can be encoded; payload: their pixels
     (n, s, s, 3) uint8 or features (n, dim) as stored; rejects: `id`, `uri`, `reason` of the rest;
-    seconds: what reading and decoding took.
+    seconds: what reading and decoding took; skipped: what was passed over on the way, by kind.
     """
 
     rows: pa.Table
     payload: np.ndarray
     rejects: pa.Table
     seconds: float
+    skipped: dict[str, int]
 
 
 def load(
@@ -56,12 +58,17 @@ def load(
 ) -> Iterator[Chunk]:
     """Read and decode `units` in order; if `apart`, images are decoded in a child process.
 
-    Raises StorageError where storage fails. Without `apart`, an image that crashes its decoder,
+    Raises StorageError where storage fails, InputError where a file changed since it was planned.
+    Without `apart`, an image that crashes its decoder,
     or takes longer than the limits allow, ends this process.
     """
     limit = max(1, _CHUNK_BYTES // expected.row_bytes)
     with translated(Storage(source.uri), ""):
-        yield from _chunks(source, open_source(source).read(units, limit), expected, apart)
+        opened = open_source(source)
+        for chunk in _chunks(source, opened.read(units, limit), expected, apart):
+            yield replace(chunk, skipped=opened.skipped.take())
+        if rest := opened.skipped.take():
+            yield Chunk(_NO_ROWS, np.empty(0), _NO_ROWS, 0.0, rest)
 
 
 def _chunks(
@@ -120,5 +127,5 @@ def _chunk(
     table = table.select(carried)
     rejects = table.select(["id", "uri"]).append_column("reason", column)
     return Chunk(
-        table.filter(pc.is_null(column)), payload, rejects.filter(pc.is_valid(column)), seconds
+        table.filter(pc.is_null(column)), payload, rejects.filter(pc.is_valid(column)), seconds, {}
     )

@@ -10,21 +10,31 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from dq_cluster.config import Settings
 from dq_cluster.encode.packing import pack
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError
+from dq_cluster.images.skipped import Skipped, skipped_text
 from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage, translated
 
 FORMAT = 1
+# In the order of Unit; plans of earlier versions end earlier.
 _SCHEMA = pa.schema(
-    [("path", pa.string()), ("start", pa.int64()), ("rows", pa.int64()), ("base", pa.int64())]
+    [
+        ("path", pa.string()),
+        ("start", pa.int64()),
+        ("rows", pa.int64()),
+        ("size", pa.int64()),
+        ("stamp", pa.int64()),
+        ("base", pa.int64()),
+    ]
 )
 
 
@@ -33,7 +43,9 @@ class Plan(Settings):
 
     rows: None where some unit does not tell; request: what was asked of the run, kept so that a
     continued run cannot mean something else; newest: the newest version of the index at the
-    time, so that the run's own version is known to be newer.
+    time, so that the run's own version is known to be newer. planned: when the input was listed;
+    files: how many it had; skipped: what of it is no input, by kind; unread: how many of those
+    are pictures, by format. Plans of earlier versions do not say these.
     """
 
     format: int = FORMAT
@@ -43,6 +55,10 @@ class Plan(Settings):
     rows: int | None
     request: dict[str, Any]
     newest: int = 0
+    planned: datetime | None = None
+    files: int | None = None
+    skipped: dict[str, int] = Field(default_factory=dict)
+    unread: dict[str, int] = Field(default_factory=dict)
 
 
 def find_plan(storage: Storage, run: str) -> Plan | None:
@@ -66,6 +82,7 @@ def make_plan(
     storage: Storage,
     run: str,
     units: Iterable[Unit],
+    skipped: Skipped | None = None,
     *,
     fragment_rows: int,
     request: dict[str, Any],
@@ -73,26 +90,35 @@ def make_plan(
 ) -> Plan:
     """Plan `units` and store the plan. If another driver stored one first, that one counts.
 
-    Raises InputError when there is nothing to plan.
+    skipped: where the source counts what it leaves out of `units`. Raises InputError when there
+    is nothing to plan.
     """
+    started = datetime.now(UTC)
+    skipped = skipped or Skipped()
     path = f"{run}/plan-{uuid.uuid4().hex[:12]}.parquet"
-    fragments = count = rows = 0
-    known = True
+    fragments = count = rows = files = 0
+    known, last = True, None
     with tempfile.TemporaryDirectory() as folder:
         local = os.path.join(folder, "plan.parquet")
         with pq.ParquetWriter(
             local, _SCHEMA, compression="ZSTD", use_dictionary=False, write_statistics=False
         ) as writer:
             for fragment in pack(units, fragment_rows):
-                fields = dict(zip(Unit._fields, zip(*fragment, strict=True), strict=True))
-                table = pa.table(fields, schema=_SCHEMA)
+                table = pa.table(list(zip(*fragment, strict=True)), schema=_SCHEMA)
                 writer.write_table(table, row_group_size=len(fragment))
                 fragments += 1
                 count += len(fragment)
-                rows += sum(fields["rows"])
-                known = known and all(fields["rows"])
+                rows += sum(unit.rows for unit in fragment)
+                known = known and all(unit.rows for unit in fragment)
+                for unit in fragment:
+                    files += unit.path != last
+                    last = unit.path
         if not fragments:
-            raise InputError("the source holds no images; check source.uri and source.kind")
+            found = skipped_text(skipped.take(), skipped.formats)
+            raise InputError(
+                "the source holds no images; check source.uri and source.kind"
+                + (f" ({found})" if found else "")
+            )
         storage.upload(local, path)
     plan = Plan(
         path=path,
@@ -101,6 +127,10 @@ def make_plan(
         rows=rows if known else None,
         request=request,
         newest=newest,
+        planned=started,
+        files=files,
+        skipped=skipped.take(),
+        unread=dict(skipped.formats),
     )
     if storage.create(f"{run}/plan.json", plan.model_dump_json(indent=1).encode()):
         return plan
@@ -123,4 +153,4 @@ class PlanReader:
         """The units of fragment `number`, in order."""
         with translated(self._storage, self._path):
             table = self._file.read_row_group(number)
-        return [Unit(**row) for row in table.to_pylist()]
+        return [Unit(*row) for row in zip(*(c.to_pylist() for c in table.columns), strict=True)]

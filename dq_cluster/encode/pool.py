@@ -1,21 +1,26 @@
 """The Ray Data pipeline: fragment numbers in, receipts of committed fragments out."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayTaskError
 
 from dq_cluster.cluster import quiet_data_context
+from dq_cluster.cluster.failures import plain_errors
+from dq_cluster.cluster.room import Need, patience_of, wait_for_room
 from dq_cluster.encode.config import PoolSettings
 from dq_cluster.encode.fragment import FragmentEncoder, Job
 from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.progress import RunProgress
-from dq_cluster.errors import DqError, InputError, QualityGateError
+from dq_cluster.encode.reports import spoken
+from dq_cluster.errors import QualityGateError
 
 # Of each encoder; see FragmentEncoder.
 _FRAGMENTS_AT_ONCE = 2
+# What actors take to start on a slow machine.
+_START_S = 60
 # Ray Data keeps books per block; many fragments therefore share one. Each is still committed
 # on its own.
 _MAX_BLOCKS = 4096
@@ -33,7 +38,7 @@ def run_fragments(
     todo = [number for number in range(fragments) if number not in done]
     with RunProgress(name, fragments, fragments - len(todo)) as progress:
         if todo:
-            _check_room(pool)
+            wait_for_room(needs(pool), "lower pool.encoders, pool.decoders or pool.gpus")
             limit = max_reject_fraction * job.plan.rows if job.plan.rows else None
             for receipt in _receipts(job, pool, todo):
                 progress.add(receipt)
@@ -47,14 +52,17 @@ def run_fragments(
 
 
 def _receipts(job: Job, pool: PoolSettings, todo: list[int]) -> Iterator[Receipt]:
-    with DataContext.current(quiet_data_context()):  # what a reader wants is in RunProgress
+    context = quiet_data_context()  # what a reader wants is in RunProgress
+    # Another driver may take the room that was there a moment ago.
+    context.wait_for_min_actors_s = round(patience_of(os.environ).taken + _START_S)
+    with DataContext.current(context), spoken() as reports:
         numbers = ray.data.from_items(
             [{"fragment": number} for number in todo],
             override_num_blocks=min(len(todo), _MAX_BLOCKS),
         )
         receipts = numbers.map_batches(
             FragmentEncoder,
-            fn_constructor_args=(job,),
+            fn_constructor_args=(job, reports),
             batch_size=1,
             batch_format="numpy",
             compute=ActorPoolStrategy(
@@ -66,32 +74,14 @@ def _receipts(job: Job, pool: PoolSettings, todo: list[int]) -> Iterator[Receipt
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
         )
-        try:
+        with plain_errors():
             for row in receipts.iter_rows():
                 yield Receipt.model_validate_json(row["receipt"])
-        except RayTaskError as error:
-            raise _cause(error) from None
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The dq_cluster error inside what Ray wraps around it, or the wrapping."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, DqError) and not isinstance(inner, RayTaskError):
-            return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return error
-
-
-def _check_room(pool: PoolSettings) -> None:
-    """An actor that finds no CPU waits for ever; say so instead."""
-    found = ray.cluster_resources()
-    for kind, each in (("CPU", pool.cpus), ("GPU", pool.gpus)):
-        if found.get(kind, 0) < pool.encoders * each:
-            raise InputError(
-                f"{pool.encoders} encoders need {pool.encoders * each:g} {kind}s; the cluster "
-                f"has {found.get(kind, 0):g}: lower pool.encoders, pool.decoders or pool.gpus"
-            )
+def needs(pool: PoolSettings) -> list[Need]:
+    """What the pool asks of the cluster."""
+    return [Need("encoders", pool.encoders, {"CPU": pool.cpus, "GPU": pool.gpus})]
 
 
 def _summary(progress: RunProgress, pool: PoolSettings) -> dict[str, Any]:

@@ -7,8 +7,11 @@ from typing import Any
 
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.encode.config import EncodeSettings
+from dq_cluster.encode.coverage import Difference, look_again, summary
 from dq_cluster.encode.fragment import Job
+from dq_cluster.encode.ledger import Ledger
 from dq_cluster.encode.outputs import CodeOutput
+from dq_cluster.encode.plan import Plan, find_plan
 from dq_cluster.encode.planning import continue_or_plan
 from dq_cluster.encode.pool import run_fragments
 from dq_cluster.encode.publish import data_folder, publish_run, published, run_folder
@@ -18,6 +21,11 @@ from dq_cluster.images.parquet import ParquetRows
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard, read_card
+
+_ADVICE = (
+    "to encode everything that is there now, give the run another name with run=NAME; to add to "
+    "this version, give a source that holds only what is new, and append=true"
+)
 
 
 def encode(settings: EncodeSettings) -> dict[str, Any]:
@@ -36,15 +44,18 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
             "to encode again give it another name with run=NAME",
             file=sys.stderr,
         )
-        return _summary(index.manifest(version), run)
+        plan = find_plan(index.storage, run_folder(run))
+        found = look_again(index.storage, plan, settings.source, _ADVICE) if plan else None
+        return _summary(index, index.manifest(version), run, plan, found)
     _check(settings, card, index)
-    plan = continue_or_plan(
+    plan, found = continue_or_plan(
         index.storage,
         run_folder(run),
         settings.source,
         fragment_rows=settings.fragment_rows,
         request=request,
         newest=max(index.versions(), default=0),
+        advice=_ADVICE,
     )
     job = Job(
         source=settings.source,
@@ -74,7 +85,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
         columns=settings.source.columns,
         max_reject_fraction=settings.max_reject_fraction,
     )
-    return _summary(manifest, run) | figures
+    return _summary(index, manifest, run, plan, found) | figures
 
 
 def _request(settings: EncodeSettings, card: ModelCard) -> dict[str, Any]:
@@ -134,7 +145,10 @@ def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
         )
 
 
-def _summary(manifest: Manifest, run: str) -> dict[str, Any]:
+def _summary(
+    index: Index, manifest: Manifest, run: str, plan: Plan | None, found: Difference | None
+) -> dict[str, Any]:
+    receipts = Ledger(index.storage, run_folder(run)).receipts()
     size = sum(file.size for file in manifest.files)
     return {
         "version": manifest.version,
@@ -142,6 +156,7 @@ def _summary(manifest: Manifest, run: str) -> dict[str, Any]:
         "model": manifest.model,
         "rows": manifest.rows,
         "rejected": manifest.rejected,
+        **(summary(plan, receipts, found) if plan else {}),
         "files": len(manifest.files),
         "bytes": size,
         "bytes_per_image": size / manifest.rows,

@@ -1,114 +1,149 @@
 """Encoded bytes become the square of pixels a backbone sees, or are rejected with a reason."""
 
+import importlib
 import io
+import re
 import struct
 import warnings
-from enum import StrEnum
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
-from dq_cluster.errors import DqError
+from dq_cluster.images.colour import to_srgb
 from dq_cluster.images.config import ImageLimits
-from dq_cluster.images.formats import READABLE
+from dq_cluster.images.containers import essence
+from dq_cluster.images.formats import HEAD, PLUGINS, advice, identify, is_readable
+from dq_cluster.images.metadata import Essence
+from dq_cluster.images.rejects import Reason, RejectError
+from dq_cluster.images.samples import eight_bits
 
+__all__ = ["Reason", "RejectError", "decode_image"]
 
-class Reason(StrEnum):
-    """Why an input did not become a code. The vocabulary is closed: reports group by it."""
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "PPM": PpmImagePlugin.PpmImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+}
+# How to turn pixels that were stored with each orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# libtiff gives samples in the order of this machine; Pillow's names for them forget that for some.
+_NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
+_UNSUPPORTED = re.compile("unsupported|not yet supported|cannot handle|unknown pixel mode", re.I)
 
-    MISSING = "missing"  # named, but not there; or a null value
-    EMPTY = "empty"  # zero bytes
-    TOO_LARGE = "too_large"  # more bytes than allowed
-    TOO_MANY_PIXELS = "too_many_pixels"  # a decompression bomb, or simply too big
-    NOT_AN_IMAGE = "not_an_image"  # no known image format
-    TRUNCATED = "truncated"  # the data end early
-    CORRUPT = "corrupt"  # the data contradict the format
-    CRASHED_DECODER = "crashed_decoder"  # it kills the process that decodes it, or takes too long
-    FORBIDDEN = "forbidden"  # the address is not one that may be fetched
-    UNREACHABLE = "unreachable"  # the address did not answer, in time or with an image
-    UNREADABLE_FILE = "unreadable_file"  # the tar or Parquet file around it is damaged
-    BAD_FEATURE = "bad_feature"  # null, of another dimension, or not finite
-    NO_ID = "no_id"  # a null id
-    DUPLICATE_ID = "duplicate_id"  # the id came before in the same fragment
-
-
-class RejectError(DqError):
-    """One input cannot be encoded, and why. `reason` is what the rejects file holds."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
+# Pillow warns of bombs and of odd files; here limits decide, and reasons tell.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def decode_image(data: bytes, size: int, limits: ImageLimits | None = None) -> np.ndarray:
-    """Decode to (size, size, 3) uint8 RGB: shorter side scaled to `size`, centre cropped.
+    """Decode to (size, size, 3) uint8 sRGB: shorter side scaled to `size`, centre cropped.
 
-    Transparency is laid over white, 16-bit depth is scaled to 8, animations give their first
-    frame, and EXIF orientation is applied. Raises RejectError.
+    Transparency is laid over white, other depths are scaled to 8 bits (see `samples`), animations
+    give their first frame, orientation is applied, and colours are converted from the embedded
+    profile. Raises RejectError.
     """
     limits = limits or ImageLimits()
     if not data:
         raise RejectError(Reason.EMPTY)
     if len(data) > limits.max_bytes:
         raise RejectError(Reason.TOO_LARGE)
+    name = identify(data[:HEAD])
+    if name is None:
+        raise RejectError(Reason.NOT_AN_IMAGE)
+    if not is_readable(name):
+        raise RejectError(Reason.UNSUPPORTED_FORMAT, advice(name))
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of bombs and of odd metadata; the caps above and below decide.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=READABLE) as image:
-                if image.width * image.height > limits.max_pixels:
-                    raise RejectError(Reason.TOO_MANY_PIXELS)
-                return _square(image, size)
+        about = essence(data, name)
+        with _open(about.data, name) as image:
+            if image.width * image.height > limits.max_pixels:
+                raise RejectError(Reason.TOO_MANY_PIXELS)
+            return _square(image, about, size)
     except RejectError:
         raise
-    except UnidentifiedImageError:
-        raise RejectError(Reason.NOT_AN_IMAGE) from None
     except Image.DecompressionBombError:
         raise RejectError(Reason.TOO_MANY_PIXELS) from None
-    except (OSError, EOFError, struct.error) as error:
-        early = isinstance(error, EOFError) or "truncated" in str(error).lower()
-        raise RejectError(Reason.TRUNCATED if early else Reason.CORRUPT) from None
     except MemoryError:
         raise
-    except Exception:
+    except Exception as error:
         # Pillow's plugins raise whatever their parsers do on hostile data.
+        if isinstance(error, EOFError | struct.error) or "truncated" in str(error).lower():
+            raise RejectError(Reason.TRUNCATED) from None
+        if _UNSUPPORTED.search(str(error)):
+            detail = f"this kind of {name} is not read: {error}"
+            raise RejectError(Reason.UNSUPPORTED_FORMAT, detail) from None
         raise RejectError(Reason.CORRUPT) from None
 
 
-def _square(image: Image.Image, size: int) -> np.ndarray:
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
+    if name in _READERS:
+        return _READERS[name](io.BytesIO(data))
+    plugin = importlib.import_module(PLUGINS[name])
+    if name == "HEIC":
+        plugin.register_heif_opener()
+    return Image.open(io.BytesIO(data), formats=["HEIF" if name == "HEIC" else "JXL"])
+
+
+def _square(image: ImageFile.ImageFile, about: Essence, size: int) -> np.ndarray:
     # Draft mode lets libjpeg decode at 1/2, 1/4 or 1/8 scale: most of the work saved.
     shorter = min(image.size)
     image.draft("RGB", (size * image.width // shorter + 1, size * image.height // shorter + 1))
-    orientation = image.getexif().get(0x0112, 1)
-    shorter = min(image.size)
-    left, top = (image.width - shorter) / 2, (image.height - shorter) / 2
-    square = _rgb(image).resize(
+    # The readers of AVIF, HEIC, and JPEG XL tell what others were not shown.
+    profile = about.profile or image.info.get("icc_profile")
+    orientation = about.orientation
+    if image.format == "AVIF":
+        orientation = image.getexif().get(0x0112, 1)
+    upright = _loaded(image, about)
+    if orientation in _TURNS:
+        upright = upright.transpose(_TURNS[orientation])
+    if profile is None:
+        upright = upright.convert("RGB")
+    shorter = min(upright.size)
+    left, top = (upright.width - shorter) / 2, (upright.height - shorter) / 2
+    square = upright.resize(
         (size, size),
         Image.Resampling.BILINEAR,
         box=(left, top, left + shorter, top + shorter),
         reducing_gap=2.0,
     )
-    if orientation != 1:
-        # A centred square keeps its content under every EXIF orientation: turn the small one.
-        square.getexif()[0x0112] = orientation
-        square = ImageOps.exif_transpose(square)
-    return np.asarray(square, np.uint8)
+    return np.asarray(square if profile is None else to_srgb(square, profile), np.uint8)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        image.load()
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind == "f":
-        return (np.clip(np.nan_to_num(values), 0, 1) * 255).astype(np.uint8)
-    return (np.clip(values, 0, 65535) >> 8).astype(np.uint8)
+def _loaded(image: ImageFile.ImageFile, about: Essence) -> Image.Image:
+    """The pixels of an open file in the mode L, RGB, or CMYK."""
+    tile = image.tile[0] if image.tile else None
+    if tile and tile.codec_name == "libtiff" and isinstance(tile.args, tuple):
+        raw, *rest = tile.args
+        image.tile = [tile._replace(args=(_NATIVE.get(raw, raw), *rest))]
+    image.load()
+    picture = eight_bits(image, about)
+    frame = tile.extents if tile and image.format == "GIF" else None
+    if frame and frame != (0, 0, *image.size):
+        # Around a frame that is smaller than the picture there is nothing to see.
+        whole = Image.new("RGB", image.size, "white")
+        whole.paste(picture.convert("RGB").crop(frame), frame)
+        return whole
+    return picture

@@ -30,7 +30,8 @@ from dq_cluster.images.columns import (
     payload_column,
     type_of,
 )
-from dq_cluster.images.tables import found_instead, is_damage, open_rows, row_files, split_uri
+from dq_cluster.images.skipped import Skipped, skipped_text
+from dq_cluster.images.tables import is_damage, open_rows, row_files, split_uri
 from dq_cluster.index.ids import joined
 from dq_cluster.storage import Storage
 
@@ -202,15 +203,16 @@ def open_features(uri: str, column: str = "feature", *, ids: str = "id") -> Feat
     the promised ones or differ between files.
     """
     storage, name = split_uri(uri)
-    if name:
-        found = [info for info in storage.list() if info.path == name]
-    else:
-        found = list(row_files(storage, arrays=True))
+    skipped = Skipped()
+    found = [storage.info(name)] if name else list(row_files(storage, skipped, arrays=True))
+    left_out = skipped_text(skipped.take(), skipped.formats)
     if not found:
         raise NotFoundError(
-            f"{uri}: no Parquet or .npy files with features, but {found_instead(storage)}; "
-            "run a featurize job first"
+            f"{uri}: no Parquet or .npy files with features; run a featurize job first"
+            + (f" ({left_out})" if left_out else "")
         )
+    if left_out:
+        logger.info("%s: %s", storage.uri, left_out)
     with ThreadPoolExecutor(16) as pool:
         looked = list(pool.map(lambda info: _look(storage, info.path, column), found))
     files, first = [], 0

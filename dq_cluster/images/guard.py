@@ -19,7 +19,8 @@ from types import TracebackType
 import numpy as np
 
 from dq_cluster.images.config import ImageLimits
-from dq_cluster.images.decode import Reason, RejectError, decode_image
+from dq_cluster.images.decode import decode_image
+from dq_cluster.images.rejects import Reason, RejectError
 
 # (data, size) to pixels (size, size, 3) uint8, or RejectError.
 Decode = Callable[[bytes, int], np.ndarray]
@@ -83,8 +84,8 @@ class Apart:
             except (EOFError, OSError):
                 self._end()
                 continue
-            if isinstance(answer, Reason):
-                raise RejectError(answer)
+            if isinstance(answer, RejectError):
+                raise answer
             return answer
         raise RejectError(Reason.CRASHED_DECODER)
 
@@ -134,16 +135,16 @@ class ApartPool:
 
 
 def _serve(pipe: Connection, limits: ImageLimits) -> None:
-    """Answer images with pixels or the reason of their rejection until the parent is gone."""
+    """Answer images with pixels or their rejection until the parent is gone."""
     pipe.send(None)
     with contextlib.suppress(EOFError):
         while True:
             data, size = pipe.recv()
             _watch(limits.max_seconds)
             try:
-                answer: np.ndarray | Reason = decode_image(data, size, limits)
+                answer: np.ndarray | RejectError = decode_image(data, size, limits)
             except RejectError as error:
-                answer = error.reason
+                answer = error
             faulthandler.cancel_dump_traceback_later()
             pipe.send(answer)
 

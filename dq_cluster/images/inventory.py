@@ -20,7 +20,7 @@ from dq_cluster.images.decode import Reason, RejectError
 from dq_cluster.images.files import map_ahead, read_image
 from dq_cluster.images.parquet import ParquetRows
 from dq_cluster.images.units import Unit
-from dq_cluster.storage import Storage
+from dq_cluster.storage import FileInfo, Storage
 
 _PIECE = 1 << 16
 
@@ -30,10 +30,17 @@ class Inventory:
 
     def __init__(self, settings: SourceSettings) -> None:
         self._rows = ParquetRows(settings, settings.uri_column, "address")
+        self.skipped = self._rows.skipped
         self._allow, self._limits = settings.allow, settings.limits
 
     def units(self) -> Iterator[Unit]:
         return self._rows.units()
+
+    def listing(self) -> Iterator[FileInfo]:
+        return self._rows.listing()
+
+    def holds(self, info: FileInfo) -> bool:
+        return self._rows.holds(info)
 
     def read(self, units: Iterable[Unit], rows: int) -> Iterator[pa.Table]:
         for table in self._rows.read(units, rows):
@@ -67,7 +74,7 @@ def fetch(uri: str, allow: tuple[str, ...], limits: ImageLimits) -> bytes:
     if parts.scheme not in ("http", "https"):
         folder, _, name = uri.rpartition("/")
         try:
-            image = read_image(Storage(folder), name, limits.max_bytes)
+            image = read_image(Storage(folder), Unit(name), limits.max_bytes)
         except (InputError, StorageRefusedError):
             raise RejectError(Reason.FORBIDDEN) from None
         if image["reason"]:

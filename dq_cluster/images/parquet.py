@@ -25,15 +25,16 @@ from dq_cluster.images.columns import (
 )
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
+from dq_cluster.images.skipped import Skipped, skipped_text
 from dq_cluster.images.tables import (
     RowFile,
-    found_instead,
     is_damage,
     open_rows,
     row_files,
     split_uri,
 )
-from dq_cluster.images.units import Unit
+from dq_cluster.images.units import Unit, as_planned
+from dq_cluster.storage import FileInfo
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +65,14 @@ class ParquetRows:
     def __init__(self, settings: SourceSettings, column: str, payload: str) -> None:
         self._settings, self._column, self._payload = settings, column, payload
         self._storage, self._name = split_uri(settings.uri)
+        self.skipped = Skipped()
 
     def units(self) -> Iterator[Unit]:
         """List the row groups; log which columns are read where it is not those asked for."""
         first: dict[str, Column] | None = None
         base = 0
-        for path in self._paths():
+        for info in self.listing():
+            path = info.path
             file = open_rows(self._storage, path)
             layout = self._layout(file.schema, path)
             if first is None:
@@ -85,27 +88,37 @@ class ParquetRows:
             start = 0
             for rows in file.groups:
                 if rows:
-                    yield Unit(path, start, rows, base)
+                    yield Unit(path, start, rows, info.size, info.stamp, base)
                 start += rows
             base += start
         if first is None:
             wanted = ".parquet or .npy" if self._payload == "feature" else ".parquet"
+            instead = skipped_text(self.skipped.take(), self.skipped.formats)
             raise InputError(
-                f"{self._settings.uri} holds no {wanted} file, but "
-                f"{found_instead(self._storage)}; check source.uri"
+                f"{self._settings.uri} holds no {wanted} file; check source.uri"
+                + (f" ({instead})" if instead else "")
             )
+
+    def listing(self) -> Iterator[FileInfo]:
+        """The files of rows, as a stream; others are counted in `skipped`."""
+        if self._name:
+            return iter([self._storage.info(self._name)])
+        return row_files(self._storage, self.skipped, arrays=self._payload == "feature")
+
+    def holds(self, info: FileInfo) -> bool:
+        return True
 
     def about(self, key: bytes) -> bytes | None:
         """What the first file says under `key` in its metadata."""
-        first = next(self._paths(), None)
-        metadata = open_rows(self._storage, first).schema.metadata if first else None
+        first = next(self.listing(), None)
+        metadata = open_rows(self._storage, first.path).schema.metadata if first else None
         return (metadata or {}).get(key)
 
     def dimension(self) -> int | None:
         """How many numbers the first feature of the pile has, if there is one."""
-        for path in self._paths():
-            file = open_rows(self._storage, path)
-            column = self._layout(file.schema, path)[self._payload]
+        for info in self.listing():
+            file = open_rows(self._storage, info.path)
+            column = self._layout(file.schema, info.path)[self._payload]
             try:
                 found = first_dimension(file, column)
             except (pa.ArrowException, OSError) as error:
@@ -118,10 +131,12 @@ class ParquetRows:
 
     def read(self, units: Iterable[Unit], rows: int) -> Iterator[pa.Table]:
         for path, parts in itertools.groupby(units, lambda unit: unit.path):
-            file = open_rows(self._storage, path)
-            layout = self._layout(file.schema, path)
-            for unit in parts:
-                yield from self._read_unit(file, layout, unit, rows)
+            units_here = list(parts)
+            with as_planned(self._storage, units_here[0]):
+                file = open_rows(self._storage, path)
+                layout = self._layout(file.schema, path)
+                for unit in units_here:
+                    yield from self._read_unit(file, layout, unit, rows)
 
     def _read_unit(
         self, file: RowFile, layout: dict[str, Column], unit: Unit, rows: int
@@ -206,12 +221,6 @@ class ParquetRows:
                 f"their bytes; write the bytes into it, or use kind inventory with uri_column "
                 f"{source}.path"
             )
-
-    def _paths(self) -> Iterator[str]:
-        if self._name:
-            return iter([self._name])
-        arrays = self._payload == "feature"
-        return (info.path for info in row_files(self._storage, arrays=arrays))
 
     def _where(self, path: str) -> str:
         return f"{self._storage.uri}/{path}"

@@ -6,10 +6,13 @@ from typing import Protocol
 import pyarrow as pa
 
 from dq_cluster.images.config import SourceSettings
-from dq_cluster.images.files import Folder, WebDataset
+from dq_cluster.images.files import Folder
 from dq_cluster.images.inventory import Inventory
 from dq_cluster.images.parquet import ParquetRows
+from dq_cluster.images.skipped import Skipped
+from dq_cluster.images.tars import WebDataset
 from dq_cluster.images.units import Unit
+from dq_cluster.storage import FileInfo
 
 
 class Source(Protocol):
@@ -18,7 +21,16 @@ class Source(Protocol):
     `read` yields tables with the columns `id` (string or int64, null where the input has none),
     `uri`, the carried columns, `reason` (null, or why there is nothing to decode), and `image`
     (binary) or `feature` (lists).
+    skipped counts what `units` and `read` leave out.
     """
+
+    skipped: Skipped
+
+    def listing(self) -> Iterator[FileInfo]:
+        """The files, in the order of their paths, that the names do not rule out, as a stream."""
+
+    def holds(self, info: FileInfo) -> bool:
+        """Whether a file of `listing` belongs to the pile; its first bytes may be read."""
 
     def units(self) -> Iterator[Unit]:
         """List the pile, as a stream. Raises InputError where a file has another schema."""
@@ -26,7 +38,8 @@ class Source(Protocol):
     def read(self, units: Iterable[Unit], rows: int) -> Iterator[pa.Table]:
         """Read units in order, in tables of at most `rows` rows.
 
-        Raises StorageError where storage fails; what is wrong with the data is a `reason`.
+        Raises StorageError where storage fails, and InputError where a file is not the one that
+        was planned; what is wrong with the data is a `reason`.
         """
 
 

@@ -5,11 +5,8 @@ clip-retrieval writes it, what `metadata/metadata_<n>.parquet` knows about the r
 `img_emb/img_emb_<n>.npy` are further columns of it.
 """
 
-import itertools
 import re
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dq_cluster.errors import InputError
+from dq_cluster.images.skipped import Skipped, list_named
 from dq_cluster.storage import FileInfo, Storage, translated
 
+# Of Parquet files, as their writers name them.
+SUFFIXES = (".parquet", ".parq", ".pq", ".parquet.gzip", ".parquet.snappy", ".parquet.zstd")
 FEATURE = "feature"  # the column that an array is
+_ARRAY = ".npy"
 _ARRAY_GROUP = 8192  # rows of an array that are read together
-_LOOKED_AT = 10_000  # files of a folder, to say what it holds instead
 _EMBEDDINGS = re.compile(r"((?:.*/)?)img_emb/img_emb_([^/]+)\.npy")
 _NUMBERS = (np.float16, np.float32, np.float64, np.int8, np.uint8)
 
@@ -41,48 +41,45 @@ class RowFile(Protocol):
 
 def open_rows(storage: Storage, path: str) -> RowFile:
     """Open a file of rows. Raises InputError, naming it, for one that is not what it should be."""
-    if not path.endswith(".npy"):
+    if not _is_array(path):
         return _Parquet(storage, path)
-    known = _EMBEDDINGS.fullmatch(path)
-    about = f"{known[1]}metadata/metadata_{known[2]}.parquet" if known else ""
-    if not about or not storage.exists(about):
+    about = _about(path)
+    if about is None or not storage.exists(about):
         return _Array(storage, path)
     return _Beside(_Array(storage, path), _Parquet(storage, about), f"{storage.uri}/{path}")
 
 
-def row_files(storage: Storage, *, arrays: bool) -> Iterator[FileInfo]:
-    """The files of rows below a folder, in the order of their paths.
+def row_files(storage: Storage, skipped: Skipped, *, arrays: bool) -> Iterator[FileInfo]:
+    """The files of rows below a folder, in the order of their paths; others are counted.
 
     arrays: `.npy` files count, too. Where there are both kinds, it must be plain which of them
     holds the features: raises InputError.
     """
     if not arrays:
-        yield from (info for info in storage.list() if info.path.endswith(".parquet"))
+        yield from list_named(storage, SUFFIXES, skipped)
         return
-    found = [info for info in storage.list() if info.path.endswith((".parquet", ".npy"))]
-    vectors = [info for info in found if info.path.endswith(".npy")]
-    embeddings = [info for info in vectors if _EMBEDDINGS.fullmatch(info.path)]
-    if not embeddings and vectors and len(vectors) < len(found):
-        raise InputError(
-            f"{storage.uri} holds {len(vectors)} .npy and {len(found) - len(vectors)} .parquet "
-            f"files ({vectors[0].path}, …); name the folder of those that hold the features"
-        )
-    yield from embeddings or found
-
-
-def found_instead(storage: Storage) -> str:
-    """What a folder without files of rows holds, for people."""
-    suffixes = Counter(
-        PurePosixPath(info.path).suffix or "without suffix"
-        for info in itertools.islice(storage.list(), _LOOKED_AT)
-    )
-    return ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(5)) or "nothing"
+    found = list(list_named(storage, (*SUFFIXES, _ARRAY), skipped))
+    vectors = [info for info in found if _is_array(info.path)]
+    if not any(_about(info.path) for info in vectors):
+        if vectors and len(vectors) < len(found):
+            raise InputError(
+                f"{storage.uri} holds {len(vectors)} .npy and {len(found) - len(vectors)} Parquet "
+                f"files ({vectors[0].path}, …); name the folder of those that hold the features"
+            )
+        yield from found
+        return
+    used = {_about(info.path) for info in vectors}
+    for info in found:
+        if _about(info.path):
+            yield info
+        elif info.path not in used:
+            skipped.add_file(info.path)
 
 
 def split_uri(uri: str) -> tuple[Storage, str]:
     """The folder to list and "", or the folder of a single file of rows and its name."""
     storage = Storage(uri)
-    if not uri.endswith((".parquet", ".npy")):
+    if not uri.lower().endswith((*SUFFIXES, _ARRAY)):
         return storage, ""
     folder, _, name = storage.uri.rpartition("/")
     return Storage(folder or "/"), name
@@ -199,6 +196,16 @@ class _Beside:
                 parts.append(pa.concat_tables(self._about.batches(first, end, others, most)))
             joined = {name: part.column(name) for part in parts for name in part.column_names}
             yield pa.table(joined)
+
+
+def _is_array(path: str) -> bool:
+    return path.lower().endswith(_ARRAY)
+
+
+def _about(path: str) -> str | None:
+    """Where clip-retrieval keeps what it knows about the rows of an array."""
+    known = _EMBEDDINGS.fullmatch(path)
+    return f"{known[1]}metadata/metadata_{known[2]}.parquet" if known else None
 
 
 def _header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:

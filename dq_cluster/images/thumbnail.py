@@ -19,12 +19,12 @@ from dq_cluster.errors import DqError, NotFoundError
 from dq_cluster.images.columns import column_of, payload_column
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import decode_image
-from dq_cluster.images.files import is_image, split_member
+from dq_cluster.images.tars import choose_image, is_image, split_member
 from dq_cluster.images.values import as_images, may_be_images
 from dq_cluster.storage import Storage
 
 _ROW = re.compile(r"(.+?\.parquet)#(\d+)")
-_MEMBER = re.compile(r"(.+?\.(?:tar|tar\.gz|tgz))#(.+)", re.IGNORECASE)
+_MEMBER = re.compile(r"(.+?\.(?:tar(?:\.gz|\.bz2|\.xz)?|tgz|tbz2?|txz))#(.+)", re.IGNORECASE)
 
 
 def thumbnail(uri: str | None, limits: ImageLimits, size: int = 160) -> bytes:
@@ -79,13 +79,16 @@ def _row(storage: Storage, name: str, row: int, max_bytes: int) -> bytes:
 def _member(storage: Storage, name: str, key: str, limits: ImageLimits) -> bytes:
     """The image of one sample. A tar has no table of contents: headers are read up to it."""
     deadline = time.monotonic() + limits.max_seconds
+    found: dict[str, tarfile.TarInfo] = {}
     with storage.open(name) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
         for member in tar:
-            found, extension = split_member(member.name)
-            if found == key and is_image(extension) and member.isfile():
-                content = tar.extractfile(member) if member.size <= limits.max_bytes else None
-                if content is not None:
-                    return content.read()
-            if time.monotonic() > deadline:
+            part_of, extension = split_member(member.name)
+            if part_of == key and member.isreg() and extension not in found:
+                found[extension] = member
+            elif found or time.monotonic() > deadline:
                 break
-    raise NotFoundError("no picture")
+        chosen = choose_image([name for name in found if is_image(name)])
+        content = tar.extractfile(found[chosen]) if chosen else None
+        if chosen is None or content is None or found[chosen].size > limits.max_bytes:
+            raise NotFoundError("no picture")
+        return content.read()

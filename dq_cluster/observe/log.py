@@ -10,6 +10,8 @@ import logging
 import os
 import re
 import sys
+import tempfile
+import traceback
 import uuid
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -57,6 +59,22 @@ def request_context(request_id: str | None = None) -> Iterator[str]:
 def current_request_id() -> str:
     """The id of the request being served, or an empty string."""
     return _request_id.get()
+
+
+def keep_stack(error: BaseException) -> str:
+    """Write the stack of `error` to a file of its own and return the file's path.
+
+    Where no file can be written the stack goes to standard error, and that is what is returned.
+    """
+    stack = "".join(traceback.format_exception(error))
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="dq-cluster-", suffix=".log")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(stack)
+    except OSError:
+        sys.stderr.write(stack)
+        return "standard error"
+    return path
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

@@ -145,3 +145,6 @@ class CoverageError(DqError):
     def __init__(self, message: str, response: SearchResponse) -> None:
         super().__init__(message)
         self.response = response
+
+    def __reduce__(self) -> tuple[type["CoverageError"], tuple[str, SearchResponse]]:
+        return type(self), (str(self), self.response)

@@ -5,8 +5,8 @@ import torch
 
 from dq_cluster.errors import InputError
 from dq_cluster.images.backbone import Backbone, load_backbone
-from dq_cluster.images.decode import RejectError
 from dq_cluster.images.guard import Decode
+from dq_cluster.images.rejects import RejectError
 from dq_cluster.model.bundle import load_model
 from dq_cluster.storage import Storage
 
@@ -37,5 +37,5 @@ class Embedder:
         try:
             pixels = self._decode(image, self._backbone.image_size)
         except RejectError as error:
-            raise InputError(f"the image cannot be read: {error.reason.value}") from None
+            raise InputError(f"the image cannot be read: {error}") from None
         return self._backbone.features(pixels[None])

@@ -6,12 +6,15 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from dq_cluster.cluster import in_thread
+from dq_cluster.cluster.room import wait_for_room
 from dq_cluster.errors import DqError
 from dq_cluster.index.catalog import Index
 from dq_cluster.serve.config import ServeSettings
+from dq_cluster.serve.startup import check_ports, needs, wait_until_up
 
 APPLICATION = "dq-cluster"
 _PORTS = range(20_000, 32_000)
@@ -46,39 +49,58 @@ def serving(settings: ServeSettings) -> Iterator[str]:
     Index.at(settings.index).manifest(settings.version)
     from ray import serve
 
+    joined = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+    if not joined:
+        check_ports(settings)
+    # What others hold now, Serve's own account of the start names; it may be what this replaces.
+    wait_for_room(needs(settings), "lower shards, replicas, routers, cpus or gpus", now=False)
+    port = settings.port or free_port(settings.host)
+    try:
+        deployed = in_thread(lambda: _deploy(settings, port))
+        wait_until_up(deployed, _status, settings.load_timeout_s)
+        yield f"http://{settings.host}:{port}"
+    finally:
+        serve.shutdown()
+
+
+def _deploy(settings: ServeSettings, port: int) -> None:
+    """Start Serve and return when the application runs."""
+    from ray import serve
+
     from dq_cluster.serve.app import build
 
-    port = settings.port or free_port(settings.host)
     grpc_options = None
     if settings.grpc_port:
         from dq_cluster.serve.grpc import SERVICER
 
         grpc_options = {"port": settings.grpc_port, "grpc_servicer_functions": [SERVICER]}
     serve.start(http_options={"host": settings.host, "port": port}, grpc_options=grpc_options)
-    try:
-        # Relative paths mean the folder of this process; replicas run in others.
-        absolute = {"index": Index.at(settings.index).storage.uri}
-        try:
-            serve.run(
-                build(settings.model_copy(update=absolute).model_dump()),
-                name=APPLICATION,
-                route_prefix="/",
-            )
-        except RuntimeError as error:
-            raise DqError(f"serving could not start: {_reason(error)}") from error
-        yield f"http://{settings.host}:{port}"
-    finally:
-        serve.shutdown()
+    # Relative paths mean the folder of this process; replicas run in others.
+    absolute = {"index": Index.at(settings.index).storage.uri}
+    application = build(settings.model_copy(update=absolute).model_dump())
+    serve.run(application, name=APPLICATION, route_prefix="/")
+
+
+def _status() -> Mapping[str, Any]:
+    """Serve's view of each deployment; empty while it has none."""
+    from ray import serve
+
+    found = serve.status().applications.get(APPLICATION)
+    return found.deployments if found else {}
 
 
 def serve_forever(settings: ServeSettings, on_ready: Callable[[dict[str, Any]], None]) -> None:
-    """Serve until the process is interrupted or terminated; `on_ready` gets where and what."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    """Serve until a signal comes; `on_ready` gets where and what.
+
+    SIGINT and SIGTERM end a start that is under way as they end any other command; from then on
+    they are what this waits for.
+    """
     with serving(settings) as url:
         version = Index.at(settings.index).manifest(settings.version).version
         on_ready({"url": url, "index": settings.index, "version": version})
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
         stop.wait()
 
 
@@ -93,9 +115,3 @@ def free_port(host: str = "127.0.0.1") -> int:
             probe.bind((host, port))
             return port
     raise DqError(f"no free port among 100 tried in {_PORTS.start}-{_PORTS.stop}; name one")
-
-
-def _reason(error: RuntimeError) -> str:
-    """The last line of Serve's account of a failed deployment that names an error of ours."""
-    lines = [line.strip() for line in str(error).splitlines() if "Error: " in line]
-    return lines[-1] if lines else str(error)

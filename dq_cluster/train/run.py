@@ -34,7 +34,7 @@ from dq_cluster.train.neighbours import find_positives, fit_front
 from dq_cluster.train.quality import check_gate, measure
 from dq_cluster.train.rows import TrainingRows
 from dq_cluster.train.split import Split
-from dq_cluster.train.trainer import train_missing_epochs
+from dq_cluster.train.trainer import train_missing_epochs, wait_for_workers
 from dq_cluster.train.worker import Job
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ def train(settings: TrainSettings) -> ModelCard:
     the model misses its gate, and DqError when workers failed too often.
     """
     rows = _training_rows(settings)
+    wait_for_workers(settings)
     storage = Storage(settings.run_uri)
     checkpoints = storage.child("checkpoints")
     seconds: dict[str, float] = {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
+from dq_cluster.cluster import in_thread
+from dq_cluster.cluster.failures import reason_in
+from dq_cluster.cluster.room import Need, patience_of, wait_for_room
 from dq_cluster.errors import DqError
 from dq_cluster.storage import Storage
 from dq_cluster.train.checkpoint import checkpoint_epochs, read_history
@@ -39,27 +43,43 @@ def train_missing_epochs(settings: TrainSettings, job: Job) -> None:
         return
     if done:
         logger.info("run '%s' goes on after epoch %d", settings.name, done)
+    wait_for_workers(settings)
+    trainer = _trainer(settings, job)
     try:
         with _progress(checkpoints, done, job.model.epochs):
-            _trainer(settings, job).fit()
+            # Not in this thread, where Ray Train would make of SIGINT a run that ended well.
+            in_thread(trainer.fit).result()
     except TrainingFailedError as error:
         causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
         for cause in causes:
             if isinstance(cause, DqError):
                 raise cause from None
-        reason = str(causes[0] if causes else error).strip().splitlines()[0]
+        failed = causes[0] if causes else getattr(error, "controller_failure", error)
         raise DqError(
-            f"training '{settings.name}' gave up after {settings.max_failures} restarts: {reason}; "
+            f"training '{settings.name}' gave up after {settings.max_failures} restarts: "
+            f"{reason_in(str(failed))}; "
             f"{checkpoint_epochs(checkpoints)[-1]} of {job.model.epochs} epochs are kept, the same "
             "command goes on from there"
         ) from error
+
+
+def wait_for_workers(settings: TrainSettings) -> None:
+    """Return when the cluster has room for the workers. Raises InputError when it never has."""
+    fewest, _ = settings.worker_range
+    advice = "lower workers or cpus_per_worker"
+    if settings.use_gpu:
+        advice += ", or train without use_gpu"
+    wait_for_room([Need("workers", fewest, _worker_resources(settings))], advice)
+
+
+def _worker_resources(settings: TrainSettings) -> dict[str, float]:
+    return {"CPU": settings.cpus_per_worker} | ({"GPU": 1.0} if settings.use_gpu else {})
 
 
 def _trainer(settings: TrainSettings, job: Job) -> TorchTrainer:
     # Ray's default of two seconds makes a small job wait longer for its end than it trains.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     fewest, most = settings.worker_range
-    resources = {"CPU": settings.cpus_per_worker} | ({"GPU": 1} if settings.use_gpu else {})
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -69,13 +89,18 @@ def _trainer(settings: TrainSettings, job: Job) -> TorchTrainer:
         scaling_config=ScalingConfig(
             num_workers=fewest if fewest == most else (fewest, most),
             use_gpu=settings.use_gpu,
-            resources_per_worker=resources,
+            resources_per_worker=_worker_resources(settings),
         ),
         run_config=RunConfig(
             name="ray",
             storage_path=job.storage.path(),
             storage_filesystem=job.storage.arrow,
-            failure_config=FailureConfig(max_failures=settings.max_failures),
+            failure_config=FailureConfig(
+                max_failures=settings.max_failures,
+                # Each is a group of workers that did not start in Ray's 60 s, because others took
+                # the room or their machines are slow. Ray's default is to try for ever.
+                controller_failure_limit=math.ceil(patience_of(os.environ).taken / 60) + 1,
+            ),
         ),
     )
 

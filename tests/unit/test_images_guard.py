@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from dq_cluster.images.config import ImageLimits
-from dq_cluster.images.decode import RejectError, decode_image
+from dq_cluster.images.decode import decode_image
 from dq_cluster.images.guard import Apart, ApartPool
+from dq_cluster.images.rejects import Reason, RejectError
 from tests.deadly import GLUTTON, HANGER, KILLER, install
 from tests.pictures import crops
 
@@ -130,3 +131,10 @@ def test_a_pool_serves_threads_and_ends_its_children() -> None:
     pools.clear()
     gc.collect()
     assert multiprocessing.active_children() == []
+
+
+def test_a_child_tells_what_is_wrong_beyond_the_reason() -> None:
+    with Apart(ImageLimits()) as decode, pytest.raises(RejectError) as raised:
+        decode(b"8BPS\0\1" + bytes(60), 32)
+    assert raised.value.reason is Reason.UNSUPPORTED_FORMAT
+    assert "PSD" in raised.value.detail

@@ -1,0 +1,116 @@
+"""Joining a Ray cluster, or starting one on this machine where there is none."""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeVar
+
+from dq_cluster.cluster.failures import plain_errors
+from dq_cluster.cluster.surroundings import bypass_proxies, check_joined, check_local
+from dq_cluster.errors import DqError
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
+
+T = TypeVar("T")
+
+# Ray schedules by declared CPUs. Decode, backbone, and writer actors each claim one and must
+# all be alive for a pipeline to move, so a two-core laptop declares more than it has; the
+# operating system shares the real cores.
+_LOCAL_CPUS = 8
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[None]:
+    """Join the cluster named by RAY_ADDRESS (Ray sets it for submitted jobs), else start Ray here.
+
+    A Ray that this process already joined is used as it is and left running. Storage
+    credentials must be in the environment before Ray starts: workers inherit it. What fails in
+    Ray's processes comes out of the block as a DqError; raises ConfigError or StorageError where
+    Ray cannot start here, or cannot be joined.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        with plain_errors():
+            yield
+        return
+    try:
+        with _own_signal_handlers():
+            _start_or_join()
+        with plain_errors():
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _start_or_join() -> None:
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    bypass_proxies()
+    if address == "local":
+        check_local()
+    else:
+        check_joined(address)
+    try:
+        if address == "local":
+            ray.init(
+                address="local",
+                num_cpus=max(_LOCAL_CPUS, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="warning",
+            )
+        else:
+            ray.init(log_to_driver=False, logging_level="warning")
+            bypass_proxies(node["NodeManagerAddress"] for node in ray.nodes())
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        what = "Ray cannot start" if address == "local" else f"RAY_ADDRESS={address}: cannot join"
+        raise DqError(f"{what}: {' '.join(str(error).split())}") from error
+
+
+@contextlib.contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Ray replaces the handlers of whoever starts it; put them back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def in_thread(work: Callable[[], T]) -> "Future[T]":
+    """Call `work` where it cannot replace the main thread's signal handlers.
+
+    A signal ends the waiting for the result, not `work`; a process that ends does not wait for it.
+    """
+    future: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future
+
+
+def quiet_data_context() -> "DataContext":
+    """A copy of Ray Data's context without its own account of every execution."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    return context

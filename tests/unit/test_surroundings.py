@@ -1,0 +1,154 @@
+"""What Ray needs of the machine, asked before Ray starts."""
+
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.serve.schema import DeploymentStatusOverview
+
+from dq_cluster.cluster.surroundings import bypass_proxies, bypasses, check_joined, check_local
+from dq_cluster.errors import ConfigError
+from dq_cluster.serve.config import ServeSettings
+from dq_cluster.serve.startup import check_ports, not_up
+
+
+def test_without_a_proxy_nothing_changes() -> None:
+    assert bypasses({"no_proxy": "a"}, ["10.0.0.1"]) == {}
+    assert bypasses({"http_proxy": ""}, ["10.0.0.1"]) == {}
+
+
+@pytest.mark.parametrize("proxy", ["http_proxy", "HTTPS_PROXY", "grpc_proxy", "all_proxy"])
+def test_the_cluster_is_spared_every_proxy(proxy: str) -> None:
+    found = bypasses(
+        {proxy: "http://127.0.0.1:9", "no_proxy": "a, localhost", "NO_PROXY": "b"},
+        ["10.0.0.1", "fe80::1%eth0"],
+    )
+    merged = "a,localhost,b,127.0.0.1,::1,10.0.0.1,fe80::1"
+    assert found == {"no_proxy": merged, "NO_PROXY": merged}
+
+
+def test_grpc_reads_its_own_list_where_there_is_one() -> None:
+    found = bypasses({"http_proxy": "http://p", "no_grpc_proxy": "c"}, [])
+    assert found["no_grpc_proxy"] == "c,localhost,127.0.0.1,::1"
+
+
+def test_this_machine_is_known_by_all_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    bypass_proxies(["10.9.8.7"])
+    names = os.environ["no_proxy"].split(",")
+    assert {"127.0.0.1", "10.9.8.7", socket.gethostname()} <= set(names)
+    assert len(names) == len(set(names))
+
+
+@pytest.fixture
+def other() -> Iterator[int]:
+    """A port that something listens on that is not Ray."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("address", "complaint"),
+    [
+        ("http://127.0.0.1:8265", "an http address is for `ray job submit`"),
+        ("127.0.0.1", "expected HOST:PORT"),
+        ("127.0.0.1:", "expected HOST:PORT"),
+        ("127.0.0.1:99999", "no Ray answers there"),
+        ("127.0.0.1:1", "no Ray answers there .*refused"),
+        ("ray://127.0.0.1:1", "no Ray answers there"),
+    ],
+)
+def test_an_address_that_is_none(address: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        check_joined(address)
+
+
+def test_an_address_of_something_else(other: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dq_cluster.cluster.surroundings._CONNECT_S", 0.2)
+    with pytest.raises(ConfigError, match="what answers there is not Ray"):
+        check_joined(f"127.0.0.1:{other}")
+
+
+def test_a_folder_too_long_for_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("a" * 60)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(long))
+    with pytest.raises(ConfigError, match=r"sockets allow 39; set RAY_TMPDIR to a shorter one"):
+        check_local()
+    assert not long.exists()
+
+
+def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/proc")
+    with pytest.raises(ConfigError, match=r"/proc/ray .* cannot be written: No such file"):
+        check_local()
+
+
+def test_too_few_open_files() -> None:
+    # The limit only ever goes down, so in a process of its own.
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100));"
+        "from dq_cluster.cluster.surroundings import check_local; check_local()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "the limit of open files is 100, and Ray needs 512" in done.stderr
+
+
+def test_a_soft_limit_is_raised() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard == resource.RLIM_INFINITY or hard >= 512
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, {hard}));"
+        "from dq_cluster.cluster.surroundings import check_local; check_local();"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "512\n", done.stderr
+
+
+def test_without_a_home_this_ray_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/proc/x")
+    check_local()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+
+
+def test_a_port_that_is_taken(other: int) -> None:
+    settings = ServeSettings(index="/x", port=other)
+    with pytest.raises(ConfigError, match=rf"port {other} of 127\.0\.0\.1 is taken .* port=PORT"):
+        check_ports(settings)
+    with pytest.raises(ConfigError, match=rf"port {other} .* with grpc_port=PORT"):
+        check_ports(ServeSettings(index="/x", port=0, grpc_port=other))
+    with pytest.raises(ConfigError, match="are both 8000"):
+        check_ports(ServeSettings(index="/x", grpc_port=8000))
+    with pytest.raises(ConfigError, match="an address that this machine does not have"):
+        check_ports(ServeSettings(index="/x", host="203.0.113.77"))
+    check_ports(ServeSettings(index="/x", port=0))
+
+
+def _deployment(status: str, message: str = "") -> DeploymentStatusOverview:
+    return DeploymentStatusOverview(status, "CONFIG_UPDATE_STARTED", {}, message)
+
+
+def test_what_is_not_up_is_named() -> None:
+    assert not_up({}) == "Serve itself is not up"
+    up = _deployment("HEALTHY")
+    assert not_up({"Router": up}) == "all deployments are up, Serve's proxies are not"
+    stack = 'Traceback\n File "x"\ndq_cluster.errors.IntegrityError: shard 0 refused version 1\n'
+    found = {"Shard0": _deployment("UPDATING", stack), "Router": _deployment("UPDATING"), "V": up}
+    assert not_up(found) == (
+        "2 of 3 deployments are not up (Shard0, Router); Shard0: shard 0 refused version 1"
+    )
+    many = {f"Shard{n}": _deployment("UPDATING", "no\nCPU") for n in range(9)}
+    assert not_up(many).endswith("Shard3, Shard4, …); Shard0: no CPU")

@@ -31,6 +31,7 @@ from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
 from dq_cluster.images.units import Unit
 from dq_cluster.index.codefile import write_parquet
+from dq_cluster.index.columns import cast_columns
 from dq_cluster.index.manifest import FileEntry
 from dq_cluster.storage import Storage
 
@@ -47,9 +48,13 @@ _AHEAD = 2
 
 @dataclass(frozen=True)
 class Job:
-    """All that an actor must know. Where the run keeps its plan, ledger, and rejects."""
+    """All that an actor must know. Where the run keeps its plan, ledger, and rejects.
+
+    carried: the carried columns, with the types that they have in every file of the run.
+    """
 
     source: SourceSettings
+    carried: pa.Schema
     output: Output
     storage: Storage
     run: str
@@ -142,7 +147,8 @@ class FragmentEncoder:
         rows = 0
         if gathered.rows:
             lanes = sorted(gathered.rows)
-            table = pa.concat_tables([t for lane in lanes for t in gathered.rows[lane]])
+            tables = [t for lane in lanes for t in gathered.rows[lane]]
+            table = pa.concat_tables([cast_columns(t, self._job.carried) for t in tables])
             parts = [p for lane in lanes for p in gathered.arrays[lane]]
             arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             first = _first_of_each_id(table)

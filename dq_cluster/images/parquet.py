@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,10 @@ from dq_cluster.errors import InputError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
 from dq_cluster.images.units import Unit
+from dq_cluster.index.columns import check_carried, join_schemas
 from dq_cluster.storage import Storage
+
+_READERS = 16  # of footers: all waiting
 
 
 class ParquetRows:
@@ -36,7 +40,8 @@ class ParquetRows:
             file = self._open(path)
             schema = self._schema(file.schema_arrow, path)
             first = first or schema
-            if schema != first:
+            # Carried columns may differ as far as `schema` finds a type for all files.
+            if any(schema[name] != first[name] for name in ("id", self._payload)):
                 raise InputError(
                     f"{self._storage.uri}/{path} has columns {_spell(schema)}, the files before "
                     f"it {_spell(first)}; give files of one schema"
@@ -49,6 +54,26 @@ class ParquetRows:
                 start += rows
         if first is None:
             raise InputError(f"{self._settings.uri} holds no .parquet file; check source.uri")
+
+    def schema(self) -> pa.Schema:
+        """`id` and the carried columns, of types that hold what all files have.
+
+        Reads every footer; the types are null where there is no file. Raises InputError, naming
+        the file, for types that do not go together or cannot be carried.
+        """
+
+        def read(path: str) -> tuple[str, pa.Schema]:
+            where = f"{self._storage.uri}/{path}"
+            types = self._schema(self._open(path).schema_arrow, path) | {"uri": pa.string()}
+            found = pa.schema([(name, types[name]) for name in names])
+            check_carried(found, where)
+            return where, found
+
+        names = ("id", *self._settings.columns)
+        with ThreadPoolExecutor(_READERS) as pool:
+            parts = list(pool.map(read, self._paths()))
+        nothing = pa.schema([(name, pa.null()) for name in names])
+        return join_schemas([("", nothing), *parts], "the files before it")
 
     def about(self, key: bytes) -> bytes | None:
         """What the first file says under `key` in its metadata."""
@@ -113,9 +138,10 @@ class ParquetRows:
         """Types of the columns read from a file with the schema `found`."""
         where = f"{self._storage.uri}/{path}"
         for column in self._source_of.values():
-            if column not in found.names:
+            if found.names.count(column) != 1:
                 known = ", ".join(found.names)
-                raise InputError(f"{where} has no column '{column}'; columns: {known}")
+                many = "more than one" if column in found.names else "no"
+                raise InputError(f"{where} has {many} column '{column}'; columns: {known}")
         types = {name: found.field(column).type for name, column in self._source_of.items()}
         types = {
             name: kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -212,7 +212,8 @@ def carried_schema(storage: Storage, manifest: Manifest) -> pa.Schema:
         with open_code_file(
             storage, entry, model=manifest.model, geometry=manifest.geometry
         ) as file:
-            return [(f"{storage.uri}/{entry.path}", file_schema(file, manifest, storage, entry))]
+            where = f"{storage.uri}/{entry.path}"
+            return [(where, file_schema(file, manifest.columns, where))]
 
     try:
         return join_schemas(read_ahead(read, manifest.files, _READERS), "the files before it")
@@ -229,18 +230,19 @@ def row_schema(storage: Storage, manifest: Manifest) -> pa.Schema:
     return pa.schema([id, *carried_schema(storage, manifest)])
 
 
-def file_schema(
-    file: pq.ParquetFile, manifest: Manifest, storage: Storage, entry: FileEntry
-) -> pa.Schema:
-    """The carried columns as the code file itself has them. Raises IntegrityError for others."""
+def file_schema(file: pq.ParquetFile, columns: Sequence[str], where: str) -> pa.Schema:
+    """The carried `columns` as the code file `where` has them.
+
+    Raises IntegrityError where one is missing.
+    """
     found = file.schema_arrow
-    for name in manifest.columns:
+    for name in columns:
         if found.names.count(name) != 1:
             raise IntegrityError(
-                f"{storage.uri}/{entry.path} has {found.names.count(name)} columns '{name}', the "
-                f"version carries one; its columns: {', '.join(found.names)}"
+                f"{where} has {found.names.count(name)} columns '{name}', the version carries "
+                f"one; its columns: {', '.join(found.names)}"
             )
-    return pa.schema([found.field(name) for name in manifest.columns])
+    return pa.schema([found.field(name) for name in columns])
 
 
 def read_codes(

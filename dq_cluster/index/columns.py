@@ -197,6 +197,26 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
+def cast_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with the columns that `schema` names cast to its types; the others stay.
+
+    Raises InputError where a value does not fit: a time beyond the years that a finer unit counts.
+    """
+    for field in schema:
+        place = table.schema.get_field_index(field.name)
+        found = table.column(place)
+        if found.type == field.type:
+            continue
+        try:
+            table = table.set_column(place, field, found.cast(field.type))
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"column '{field.name}' is {found.type} and becomes {field.type}, which does not "
+                f"hold all its values: {error}"
+            ) from None
+    return table
+
+
 def pack_schema(schema: pa.Schema) -> str:
     """A schema as text: an Arrow IPC message, base64."""
     return base64.b64encode(schema.serialize().to_pybytes()).decode()

@@ -17,7 +17,7 @@ from dq_cluster.index.codefile import (
     open_code_file,
     write_code_file,
 )
-from dq_cluster.index.columns import pack_schema
+from dq_cluster.index.columns import cast_columns, pack_schema
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.index.tombstones import read_tombstones
 
@@ -106,12 +106,9 @@ def _merged(
         )
         alive = np.ones(file.rows, bool)
         alive[deleted.get(file.path, [])] = False
-        file_schema(opened, manifest, index.storage, file)
+        file_schema(opened, manifest.columns, f"{index.storage.uri}/{file.path}")
         found = opened.read().filter(pa.array(alive))
-        for field in carried:
-            place = found.schema.get_field_index(field.name)
-            found = found.set_column(place, field, found.column(place).cast(field.type))
-        tables.append(found)
+        tables.append(cast_columns(found, carried))
     table = pa.concat_tables(tables).combine_chunks()
     geometry = manifest.geometry
     second = geometry.refine_m  # bytes of the second code, 0 without one

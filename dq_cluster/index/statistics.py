@@ -23,7 +23,7 @@ def column_stats(metadata: pq.FileMetaData, names: Sequence[str]) -> dict[str, C
         valued = [c for c, n in zip(chunks, nulls, strict=True) if c.num_values != n]
         bounds = [_bounds(chunk) for chunk in valued]
         if bounds and None not in bounds:
-            lows, highs = zip(*bounds, strict=True)  # type: ignore[arg-type]
+            lows, highs = zip(*bounds, strict=True)
             folded[name] = ColumnStats(min=min(lows), max=max(highs), nulls=sum(nulls))
     return folded
 

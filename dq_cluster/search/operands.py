@@ -20,7 +20,8 @@ import pyarrow.types as pt
 
 from dq_cluster.search.values import DIGITS
 
-_EXACT_IN_DOUBLES = 2**53
+EXACT_IN_DOUBLES = 2**53
+"""Whole numbers up to this one are exact in a double."""
 _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,100}(\.[0-9]{1,100})?")
 _TIME = r"(?P<clock>[0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(?:\.(?P<rest>[0-9]{1,9}))?"
@@ -34,13 +35,15 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Domain(Protocol):
-    """The values of a type. `takes` says in words what may be written to compare with them.
+    """The values of a type."""
 
-    bounded: whether a file's statistics are values of the domain.
-    """
+    @property
+    def takes(self) -> str:
+        """What may be written to compare with them, in words."""
 
-    takes: str
-    bounded: bool
+    @property
+    def bounded(self) -> bool:
+        """Whether a file's statistics are such values."""
 
     def read(self, written: Any) -> Any:
         """What was written, exactly. Raises ValueError where it is of another kind."""
@@ -205,7 +208,7 @@ def _number(written: Any) -> int | float:
 def _whole_or_number(written: Any) -> int | float:
     # What JavaScript and gRPC's Struct have only doubles for may be written as text.
     digits = isinstance(written, str) and _WHOLE.fullmatch(written)
-    if digits and abs(int(written)) > _EXACT_IN_DOUBLES:
+    if digits and abs(int(written)) > EXACT_IN_DOUBLES:
         return int(written)
     return _number(written)
 

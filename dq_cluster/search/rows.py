@@ -156,7 +156,7 @@ def _parts(
     with open_code_file(
         index.storage, entry, model=manifest.model, geometry=manifest.geometry
     ) as file:
-        file_schema(file, manifest, index.storage, entry)
+        file_schema(file, carried, f"{index.storage.uri}/{entry.path}")
         runs = plain_runs(file, "id", 8) if manifest.id_type == "int64" else None
         if local is None or runs is None:
             for batch in file.iter_batches(_BATCH_ROWS, columns=["id", *carried]):

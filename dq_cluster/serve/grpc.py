@@ -9,7 +9,8 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
-from dq_cluster.errors import DqError, NotFoundError, UserError
+from dq_cluster.errors import DqError, InputError, NotFoundError, UserError
+from dq_cluster.search.operands import EXACT_IN_DOUBLES
 from dq_cluster.serve.api import (
     CoverageError,
     IndexInfo,
@@ -152,14 +153,31 @@ def _id(id: int | str) -> pb.Id:
 
 def _struct(values: Mapping[str, Any]) -> Struct:
     struct = Struct()
-    struct.update(values)
+    struct.update(_exact(values))
     return struct
 
 
+def _exact(value: Any) -> Any:
+    """A Struct has only doubles: a whole number that would be rounded goes as text."""
+    if isinstance(value, Mapping):
+        return {name: _exact(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_exact(each) for each in value]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if whole and abs(value) > EXACT_IN_DOUBLES else value
+
+
 def _whole_numbers(value: Any) -> Any:
-    """A Struct knows only floating point: give whole numbers back their type."""
+    """Whole numbers of a Struct with their type. Raises InputError where one may be rounded."""
     if isinstance(value, dict):
         return {name: _whole_numbers(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_whole_numbers(each) for each in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if not isinstance(value, float) or not value.is_integer():
+        return value
+    if abs(value) > EXACT_IN_DOUBLES:
+        raise InputError(
+            f"filter: a Struct holds whole numbers exactly up to 2**53, and {value:.0f} may have "
+            "been another one; write it as text"
+        )
+    return int(value)

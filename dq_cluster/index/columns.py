@@ -82,14 +82,8 @@ def canonical(kind: pa.DataType) -> pa.DataType:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether the values are lists, however they are stored; maps are not."""
-    return bool(
-        pt.is_list(kind)
-        or pt.is_large_list(kind)
-        or pt.is_fixed_size_list(kind)
-        or pt.is_list_view(kind)
-        or pt.is_large_list_view(kind)
-    )
+    """Whether the values are lists; maps are not, nor list views: Arrow 26 casts them wrongly."""
+    return bool(pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind))
 
 
 def can_carry(kind: pa.DataType) -> bool:

@@ -69,7 +69,8 @@ def domain_of(kind: pa.DataType) -> Domain | None:
         return _Steps("true or false", _boolean, 0, 1, pa.int8(), bounded=True)
     if pt.is_integer(kind):
         info = np.iinfo(kind.to_pandas_dtype())
-        return _Steps("numbers", _whole_or_number, int(info.min), int(info.max), bounded=True)
+        exactly = _wide if info.bits == 64 else _number
+        return _Steps("numbers", exactly, int(info.min), int(info.max), bounded=True)
     if pt.is_floating(kind):
         return _Floats()
     if pt.is_string(kind):
@@ -205,12 +206,18 @@ def _number(written: Any) -> int | float:
     return written
 
 
-def _whole_or_number(written: Any) -> int | float:
-    # What JavaScript and gRPC's Struct have only doubles for may be written as text.
+def _wide(written: Any) -> int | float:
+    """A number for a column of 64-bit integers, which JavaScript's and gRPC's doubles round."""
     digits = isinstance(written, str) and _WHOLE.fullmatch(written)
     if digits and abs(int(written)) > EXACT_IN_DOUBLES:
         return int(written)
-    return _number(written)
+    return _unrounded(_number(written))
+
+
+def _unrounded(number: int | float) -> int | float:
+    if isinstance(number, float) and EXACT_IN_DOUBLES < abs(number) <= 2.0**64:
+        raise ValueError("it may have been rounded; write it as a whole number or as text")
+    return number
 
 
 def _text(written: Any) -> str:
@@ -229,7 +236,7 @@ def _scalar(written: Any) -> float:
 def _decimal(written: Any) -> Fraction:
     if isinstance(written, str):
         return Fraction(_matched(_DECIMAL, written)[0])
-    return Fraction(repr(_number(written)))  # 0.1 means 0.1, not the double beside it
+    return Fraction(repr(_unrounded(_number(written))))  # 0.1 means 0.1, not the double beside it
 
 
 def _matched(pattern: re.Pattern[str], written: Any) -> re.Match[str]:

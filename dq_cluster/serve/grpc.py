@@ -112,7 +112,10 @@ def request_of(asked: pb.SearchRequest) -> SearchRequest:
         if asked.HasField(name):
             values[name] = getattr(asked, name)
     if asked.HasField("filter"):
-        values["filter"] = _whole_numbers(json_format.MessageToDict(asked.filter))
+        try:
+            values["filter"] = _whole_numbers(json_format.MessageToDict(asked.filter))
+        except ValueError as error:  # a number that is not finite
+            raise InputError(f"filter: {error}") from None
     return parse_request(values)
 
 
@@ -168,16 +171,10 @@ def _exact(value: Any) -> Any:
 
 
 def _whole_numbers(value: Any) -> Any:
-    """Whole numbers of a Struct with their type. Raises InputError where one may be rounded."""
+    """A Struct knows only doubles: give whole numbers back their type, where it is certain."""
     if isinstance(value, dict):
         return {name: _whole_numbers(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_whole_numbers(each) for each in value]
-    if not isinstance(value, float) or not value.is_integer():
-        return value
-    if abs(value) > EXACT_IN_DOUBLES:
-        raise InputError(
-            f"filter: a Struct holds whole numbers exactly up to 2**53, and {value:.0f} may have "
-            "been another one; write it as text"
-        )
-    return int(value)
+    whole = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_IN_DOUBLES
+    return int(value) if whole else value

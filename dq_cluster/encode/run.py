@@ -5,6 +5,8 @@ import json
 import sys
 from typing import Any
 
+import pyarrow as pa
+
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.encode.config import EncodeSettings
 from dq_cluster.encode.coverage import Difference, look_again, summary
@@ -14,10 +16,17 @@ from dq_cluster.encode.outputs import CodeOutput
 from dq_cluster.encode.plan import Plan, find_plan
 from dq_cluster.encode.planning import continue_or_plan
 from dq_cluster.encode.pool import run_fragments
-from dq_cluster.encode.publish import data_folder, publish_run, published, run_folder
+from dq_cluster.encode.publish import (
+    append_schema,
+    data_folder,
+    publish_run,
+    published,
+    run_folder,
+)
 from dq_cluster.errors import ConfigError, InputError, NotFoundError
 from dq_cluster.images.backbone import PREPROCESSING
 from dq_cluster.images.parquet import ParquetRows
+from dq_cluster.images.sources import source_schema
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard, read_card
@@ -47,7 +56,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
         plan = find_plan(index.storage, run_folder(run))
         found = look_again(index.storage, plan, settings.source, _ADVICE) if plan else None
         return _summary(index, index.manifest(version), run, plan, found)
-    _check(settings, card, index)
+    schema = _check(settings, card, index)
     plan, found = continue_or_plan(
         index.storage,
         run_folder(run),
@@ -59,6 +68,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
     )
     job = Job(
         source=settings.source,
+        carried=schema.remove(0),
         output=CodeOutput(
             index.storage,
             card.digest,
@@ -99,8 +109,11 @@ def _digest(request: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> None:
-    """Find what would fail at the end of the run before it starts."""
+def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> pa.Schema:
+    """Find what would fail at the end of the run before it starts.
+
+    Returns the types of `id` and of the carried columns.
+    """
     backbone = card.preprocessing.get("kind", "none")
     if settings.source.kind != "features" and backbone == "none":
         raise ConfigError(
@@ -109,12 +122,13 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> None:
         )
     if settings.source.kind == "features":
         _check_origin(settings, card)
+    schema = source_schema(settings.source)
     if not settings.append:
-        return
+        return schema
     try:
         parent = index.manifest()
     except NotFoundError:
-        return
+        return schema
     for what, theirs, ours in (
         ("model", parent.model, card.digest),
         ("columns", parent.columns, settings.source.columns),
@@ -123,6 +137,14 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> None:
             raise InputError(
                 f"cannot append to version {parent.version}: its {what} is {theirs}, not {ours}"
             )
+    ids = schema.field("id").type
+    if not pa.types.is_null(ids) and pa.types.is_string(ids) != (parent.id_type == "string"):
+        raise InputError(
+            f"cannot append to version {parent.version}: its ids are {parent.id_type}, those of "
+            f"{settings.source.uri} are {ids}"
+        )
+    append_schema(index.storage, parent, settings.source.uri, schema.remove(0))
+    return schema
 
 
 def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:

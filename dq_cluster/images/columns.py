@@ -175,12 +175,15 @@ def names(schema: pa.Schema) -> str:
 def _find(schema: pa.Schema, name: str) -> tuple[str, list[str], pa.DataType] | None:
     """The column that a dotted name means, the fields within it, and their type.
 
-    A column with dots in its own name comes before a field.
+    A column with dots in its own name comes before a field. Raises InputError where several
+    columns have the name.
     """
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         top, inner = ".".join(parts[:count]), parts[count:]
-        if schema.get_field_index(top) < 0:
+        if schema.names.count(top) > 1:
+            raise InputError(f"has more than one column '{top}'; rename all but one")
+        if top not in schema.names:
             continue
         kind = schema.field(top).type
         for field in inner:

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -34,10 +35,12 @@ from dq_cluster.images.tables import (
     split_uri,
 )
 from dq_cluster.images.units import Unit, as_planned
+from dq_cluster.index.columns import check_carried, join_schemas
 from dq_cluster.storage import FileInfo
 
 logger = logging.getLogger(__name__)
 
+_READERS = 16  # of footers: all waiting
 _LOOK_ROWS = 64  # that say whether images lie in a column, or only their paths
 
 
@@ -79,10 +82,11 @@ class ParquetRows:
                 first = layout
                 self._log_choices(layout)
                 self._check_embedded(file, layout, path)
-            for name, column in layout.items():
-                if str(column) != str(first[name]):
+            for name in ("id", self._payload, "uri"):
+                # Carried columns may differ as far as `schema` finds a type for all files.
+                if str(layout[name]) != str(first[name]):
                     raise InputError(
-                        f"{self._where(path)}: {name} is {column}, in the files before it "
+                        f"{self._where(path)}: {name} is {layout[name]}, in the files before it "
                         f"{first[name]}; give files of one schema"
                     )
             start = 0
@@ -107,6 +111,25 @@ class ParquetRows:
 
     def holds(self, info: FileInfo) -> bool:
         return True
+
+    def schema(self) -> pa.Schema:
+        """`id` and the carried columns, of types that hold what all files have.
+
+        Reads every footer; the types are null where there is no file. Raises InputError, naming
+        the file, for types that do not go together or cannot be carried.
+        """
+
+        def read(info: FileInfo) -> tuple[str, pa.Schema]:
+            layout = self._layout(open_rows(self._storage, info.path).schema, info.path)
+            found = pa.schema([(name, layout[name].reading.kind) for name in kept])
+            check_carried(found, self._where(info.path))
+            return self._where(info.path), found
+
+        kept = ("id", *self._settings.columns)
+        with ThreadPoolExecutor(_READERS) as pool:
+            parts = list(pool.map(read, self.listing()))
+        nothing = pa.schema([(name, pa.null()) for name in kept])
+        return join_schemas([("", nothing), *parts], "the files before it")
 
     def about(self, key: bytes) -> bytes | None:
         """What the first file says under `key` in its metadata."""
@@ -174,6 +197,10 @@ class ParquetRows:
             column = payload_column(found, self._column, payload.usual, payload.may_be)
             features = column if self._payload == "feature" else None
             ids = id_column(found, self._settings.id_column, features)
+            for name in self._settings.columns:
+                if name != "uri" and type_of(found, name) is None:
+                    raise InputError(f"has no column '{name}'; columns: {names(found)}")
+            uri = type_of(found, "uri")
         except InputError as error:
             raise InputError(f"{where} {error}") from None
         layout = {
@@ -181,12 +208,8 @@ class ParquetRows:
             self._payload: Column.find(found, column, payload.read, where),
         }
         for name in self._settings.columns:
-            if name in ("uri", self._payload):
-                continue
-            if type_of(found, name) is None:
-                raise InputError(f"{where} has no column '{name}'; columns: {names(found)}")
-            layout[name] = Column.find(found, name, values.carried, where)
-        uri = type_of(found, "uri")
+            if name != "uri":
+                layout[name] = Column.find(found, name, values.carried, where)
         located = uri is not None and values.may_be_text(uri)
         layout["uri"] = Column.find(found, "uri" if located else URI, values.as_text, where)
         return layout

@@ -43,6 +43,22 @@ class Source(Protocol):
         """
 
 
+def source_schema(settings: SourceSettings) -> pa.Schema:
+    """The types of `id` and the carried columns of a source: one each for all its files.
+
+    Raises InputError, naming the file, for types that do not go together or cannot be carried.
+    """
+    match settings.kind:
+        case "folder" | "webdataset":
+            return pa.schema([(name, pa.string()) for name in ("id", *settings.columns)])
+        case "parquet":
+            return ParquetRows(settings, settings.image_column, "image").schema()
+        case "features":
+            return ParquetRows(settings, settings.feature_column, "feature").schema()
+        case "inventory":
+            return ParquetRows(settings, settings.uri_column, "address").schema()
+
+
 def open_source(settings: SourceSettings) -> Source:
     """The source that `settings` describes."""
     match settings.kind:

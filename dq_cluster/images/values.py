@@ -117,7 +117,9 @@ def as_text(kind: pa.DataType, plain: Callable[[pa.Array], pa.Array] | None = No
 
 
 def carried(kind: pa.DataType) -> Reading:
-    """What is only carried along stays as it is, dictionaries decoded."""
+    """What is only carried along stays as it is, but that dictionaries are decoded."""
+    if may_be_text(kind):
+        return as_text(kind)
     if not pa.types.is_dictionary(kind):
         return Reading(kind, lambda column: column)
     return Reading(kind.value_type, lambda column: column.cast(kind.value_type))

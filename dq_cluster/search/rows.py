@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from dq_cluster.errors import InputError
 from dq_cluster.index.ahead import read_ahead, readers
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.codefile import open_code_file
-from dq_cluster.index.ids import TEXT, as_type
+from dq_cluster.index.codefile import file_schema, open_code_file, row_schema
+from dq_cluster.index.columns import conform
+from dq_cluster.index.ids import TEXT
 from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.index.plain import map_runs, plain_runs
 from dq_cluster.index.tombstones import deleted_ordinals
@@ -88,10 +89,10 @@ class Rows:
         for temporary files (TMPDIR) and go with the process.
         """
         shard = shard or plan_shards(manifest.files, 1)[0]
-        carried = list(manifest.columns)
+        schema = row_schema(index.storage, manifest)
         mapped: list[pa.Array | None] = []  # the ids of every batch, where they need no copy
         with _Copy() as whole, _Copy() as beside_ids:
-            read = partial(_parts, index, manifest)
+            read = partial(_parts, index, manifest, schema)
             for ids, columns in read_ahead(read, shard.files, readers(shard.files)):
                 mapped.append(ids)
                 if columns is not None:
@@ -102,22 +103,21 @@ class Rows:
             if column is None:
                 batches.append(next(copied))
             else:
-                others = next(beside).columns if carried else []
-                batches.append(pa.RecordBatch.from_arrays([column, *others], ["id", *carried]))
-        empty = pa.schema([("id", pa.type_for_alias(manifest.id_type))])
+                others = next(beside).columns if manifest.columns else []
+                batches.append(pa.RecordBatch.from_arrays([column, *others], schema=schema))
         deleted = deleted_ordinals(index.storage, manifest)
-        return cls(batches, batches[0].schema if batches else empty, shard.base, deleted)
+        return cls(batches, schema, shard.base, deleted)
 
     def take(self, ordinals: np.ndarray, columns: Sequence[str] = ("id",)) -> pa.Table:
         """The named columns of the rows `ordinals` (n,), in that order. Raises InputError."""
         missing = set(columns) - set(self.schema.names)
-        if missing and self._batches:
+        if missing:
             raise InputError(
                 f"the index carries no column {', '.join(sorted(missing))}; "
                 f"it carries {', '.join(self.schema.names)}"
             )
         if not len(ordinals):
-            return pa.table({name: pa.nulls(0) for name in columns})
+            return pa.schema([self.schema.field(name) for name in columns]).empty_table()
         numbers = np.searchsorted(self._starts, ordinals, side="right") - 1
         order = np.argsort(numbers, kind="stable")
         used, first = np.unique(numbers[order], return_index=True)
@@ -148,18 +148,20 @@ class Rows:
         return np.concatenate(masks) if masks else np.zeros(0, bool)
 
 
-def _parts(index: Index, manifest: Manifest, entry: FileEntry) -> Iterator[_Part]:
-    """The rows of a code file."""
+def _parts(
+    index: Index, manifest: Manifest, schema: pa.Schema, entry: FileEntry
+) -> Iterator[_Part]:
+    """The rows of a code file, as `schema`: the id, and the carried columns."""
     carried = list(manifest.columns)
     local = index.storage.local(entry.path)
     with open_code_file(
         index.storage, entry, model=manifest.model, geometry=manifest.geometry
     ) as file:
+        file_schema(file, carried, f"{index.storage.uri}/{entry.path}")
         runs = plain_runs(file, "id", 8) if manifest.id_type != TEXT else None
         if local is None or runs is None:
             for batch in file.iter_batches(_BATCH_ROWS, columns=["id", *carried]):
-                ids = as_type(batch.column("id"), manifest.id_type)
-                yield _Part(None, batch.set_column(0, "id", ids))
+                yield _Part(None, conform(batch, schema))
             return
         # Whole numbers of a version that fit its type are the same 64 bits, signed or not.
         for group, ids in enumerate(map_runs(local, runs, np.dtype(manifest.id_type))):
@@ -168,5 +170,6 @@ def _parts(index: Index, manifest: Manifest, entry: FileEntry) -> Iterator[_Part
                 continue
             start = 0
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=carried):
-                yield _Part(pa.array(ids[start : start + batch.num_rows]), batch)
+                mapped = pa.array(ids[start : start + batch.num_rows])
+                yield _Part(mapped, conform(batch, schema.remove(0)))
                 start += batch.num_rows

@@ -26,7 +26,7 @@ def test_rows_by_ordinal_over_files(tmp_path: Path, string_ids: bool) -> None:
     assert rows.take(np.array([], np.int64), ["id"]).num_rows == 0
     assert rows.find(to_id(250, manifest.id_type)) == 250
     assert rows.find(to_id(0, manifest.id_type)) is None
-    keep = rows.matching(parse_filter({"label": 4}, manifest.columns))
+    keep = rows.matching(parse_filter({"label": 4}, rows.schema))
     np.testing.assert_array_equal(
         np.flatnonzero(keep) + shard.base, np.arange(shard.base + 4, 300, 10)
     )
@@ -37,7 +37,7 @@ def test_a_shard_without_files_has_no_rows(tmp_path: Path) -> None:
     rows = Rows.load(index, manifest, plan_shards(manifest.files, 2)[1])
     assert rows.find(0) is None
     assert rows.take(np.array([], np.int64), ["id", "uri"]).num_rows == 0
-    assert rows.matching(parse_filter({"label": 1}, manifest.columns)).shape == (0,)
+    assert rows.matching(parse_filter({"label": 1}, rows.schema)).shape == (0,)
 
 
 def test_unknown_columns_and_impossible_ids(tmp_path: Path) -> None:

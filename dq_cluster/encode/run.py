@@ -26,7 +26,7 @@ from dq_cluster.encode.publish import (
 from dq_cluster.errors import ConfigError, InputError, NotFoundError
 from dq_cluster.images.backbone import PREPROCESSING
 from dq_cluster.images.parquet import ParquetRows
-from dq_cluster.images.sources import source_schema
+from dq_cluster.images.sources import numbers_rows, source_schema
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard, read_card
@@ -137,6 +137,12 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> pa.Schema
             raise InputError(
                 f"cannot append to version {parent.version}: its {what} is {theirs}, not {ours}"
             )
+    if numbers_rows(settings.source):
+        raise InputError(
+            f"cannot append to version {parent.version}: the ids of {settings.source.uri} are the "
+            "numbers of its rows, which start at 0 again; set source.id_column to a column, or to "
+            "'path', or encode without append"
+        )
     ids = schema.field("id").type
     if not pa.types.is_null(ids) and pa.types.is_string(ids) != (parent.id_type == "string"):
         raise InputError(
@@ -149,7 +155,7 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> pa.Schema
 
 def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
     """Features of another backbone may have the right form, and mean nothing to the model."""
-    source = ParquetRows(settings.source, settings.source.feature_column, "feature")
+    source = ParquetRows(settings.source)
     origin = json.loads(source.about(PREPROCESSING) or b"{}")
     if origin and card.preprocessing and origin != card.preprocessing:
         differ = [key for key in origin if origin[key] != card.preprocessing.get(key)]

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from dq_cluster.errors import InputError
 from dq_cluster.images import values
 from dq_cluster.images.columns import (
+    ROW,
     URI,
     Column,
     Place,
@@ -45,28 +46,31 @@ _LOOK_ROWS = 64  # that say whether images lie in a column, or only their paths
 
 
 class _Payload(NamedTuple):
-    """How a payload is read, which columns may be it, and the name that its column usually has."""
+    """What a row is about: its name in the tables, the name that its column usually has, how it is
+    read, and which columns may be it."""
 
+    name: str
+    usual: str
     read: Read
     may_be: Callable[[pa.DataType], bool]
-    usual: str
 
 
 _PAYLOADS = {
-    "image": _Payload(values.as_images, values.may_be_images, "image"),
-    "feature": _Payload(values.as_vectors, values.may_be_vectors, "feature"),
-    "address": _Payload(values.as_text, lambda kind: False, "uri"),
+    "parquet": _Payload("image", "image", values.as_images, values.may_be_images),
+    "features": _Payload("feature", "feature", values.as_vectors, values.may_be_vectors),
+    "inventory": _Payload("address", "uri", values.as_text, lambda kind: False),
 }
 
 
 class ParquetRows:
-    """Files of rows whose `column` is the payload, named `payload` in the tables read.
+    """Files of rows with an `image`, a `feature`, or an `address` each, as the kind of source says.
 
     A unit is a row group. Rows of files without a text column `uri` get the URI `<file>#<row>`.
     """
 
-    def __init__(self, settings: SourceSettings, column: str, payload: str) -> None:
-        self._settings, self._column, self._payload = settings, column, payload
+    def __init__(self, settings: SourceSettings) -> None:
+        self._settings, self._payload = settings, _PAYLOADS[settings.kind]
+        self._column = str(getattr(settings, f"{self._payload.usual}_column"))
         self._storage, self._name = split_uri(settings.uri)
         self.skipped = Skipped()
 
@@ -82,7 +86,7 @@ class ParquetRows:
                 first = layout
                 self._log_choices(layout)
                 self._check_embedded(file, layout, path)
-            for name in ("id", self._payload, "uri"):
+            for name in ("id", self._payload.name, "uri"):
                 # Carried columns may differ as far as `schema` finds a type for all files.
                 if str(layout[name]) != str(first[name]):
                     raise InputError(
@@ -96,7 +100,7 @@ class ParquetRows:
                 start += rows
             base += start
         if first is None:
-            wanted = ".parquet or .npy" if self._payload == "feature" else ".parquet"
+            wanted = ".parquet or .npy" if self._arrays else ".parquet"
             instead = skipped_text(self.skipped.take(), self.skipped.formats)
             raise InputError(
                 f"{self._settings.uri} holds no {wanted} file; check source.uri"
@@ -107,7 +111,7 @@ class ParquetRows:
         """The files of rows, as a stream; others are counted in `skipped`."""
         if self._name:
             return iter([self._storage.info(self._name)])
-        return row_files(self._storage, self.skipped, arrays=self._payload == "feature")
+        return row_files(self._storage, self.skipped, arrays=self._arrays)
 
     def holds(self, info: FileInfo) -> bool:
         return True
@@ -137,11 +141,19 @@ class ParquetRows:
         metadata = open_rows(self._storage, first.path).schema.metadata if first else None
         return (metadata or {}).get(key)
 
+    def numbers_rows(self) -> bool:
+        """Whether ids are the numbers of the rows."""
+        first = next(self.listing(), None)
+        if first is None:
+            return False
+        ids = self._layout(open_rows(self._storage, first.path).schema, first.path)["id"]
+        return ids.made and ids.source == ROW
+
     def dimension(self) -> int | None:
         """How many numbers the first feature of the pile has, if there is one."""
         for info in self.listing():
             file = open_rows(self._storage, info.path)
-            column = self._layout(file.schema, info.path)[self._payload]
+            column = self._layout(file.schema, info.path)[self._payload.name]
             try:
                 found = first_dimension(file, column)
             except (pa.ArrowException, OSError) as error:
@@ -192,10 +204,10 @@ class ParquetRows:
 
         Raises InputError, naming the file, where a column is missing or cannot be used.
         """
-        where, payload = self._where(path), _PAYLOADS[self._payload]
+        where, payload = self._where(path), self._payload
         try:
             column = payload_column(found, self._column, payload.usual, payload.may_be)
-            features = column if self._payload == "feature" else None
+            features = column if self._arrays else None
             ids = id_column(found, self._settings.id_column, features)
             for name in self._settings.columns:
                 if name != "uri" and type_of(found, name) is None:
@@ -205,7 +217,7 @@ class ParquetRows:
             raise InputError(f"{where} {error}") from None
         layout = {
             "id": Column.find(found, ids, values.as_ids, where),
-            self._payload: Column.find(found, column, payload.read, where),
+            payload.name: Column.find(found, column, payload.read, where),
         }
         for name in self._settings.columns:
             if name != "uri":
@@ -215,16 +227,17 @@ class ParquetRows:
         return layout
 
     def _log_choices(self, layout: dict[str, Column]) -> None:
-        payload, ids = layout[self._payload].source, layout["id"].source
+        payload, ids = layout[self._payload.name].source, layout["id"].source
         if payload != self._column:
-            logger.info("%s: the %s is column '%s'", self._settings.uri, self._payload, payload)
+            name = self._payload.name
+            logger.info("%s: the %s is column '%s'", self._settings.uri, name, payload)
         if ids != self._settings.id_column:
             logger.info("%s: ids are %s", self._settings.uri, origin(ids))
 
     def _check_embedded(self, file: RowFile, layout: dict[str, Column], path: str) -> None:
         """Raise InputError where a column of structs has the paths of images, not the images."""
-        source = layout[self._payload].source
-        if self._payload != "image" or type_of(file.schema, f"{source}.path") is None:
+        source = layout[self._payload.name].source
+        if self._payload.name != "image" or type_of(file.schema, f"{source}.path") is None:
             return
         try:
             stop = min(sum(file.groups), _LOOK_ROWS)
@@ -244,6 +257,11 @@ class ParquetRows:
                 f"their bytes; write the bytes into it, or use kind inventory with uri_column "
                 f"{source}.path"
             )
+
+    @property
+    def _arrays(self) -> bool:
+        """Whether the files may be arrays of NumPy, too."""
+        return self._payload.name == "feature"
 
     def _where(self, path: str) -> str:
         return f"{self._storage.uri}/{path}"

@@ -14,6 +14,8 @@ from dq_cluster.images.tars import WebDataset
 from dq_cluster.images.units import Unit
 from dq_cluster.storage import FileInfo
 
+_FILES = ("folder", "webdataset")  # kinds whose images are files, not rows
+
 
 class Source(Protocol):
     """A pile of images or features, on storage.
@@ -48,15 +50,14 @@ def source_schema(settings: SourceSettings) -> pa.Schema:
 
     Raises InputError, naming the file, for types that do not go together or cannot be carried.
     """
-    match settings.kind:
-        case "folder" | "webdataset":
-            return pa.schema([(name, pa.string()) for name in ("id", *settings.columns)])
-        case "parquet":
-            return ParquetRows(settings, settings.image_column, "image").schema()
-        case "features":
-            return ParquetRows(settings, settings.feature_column, "feature").schema()
-        case "inventory":
-            return ParquetRows(settings, settings.uri_column, "address").schema()
+    if settings.kind in _FILES:
+        return pa.schema([(name, pa.string()) for name in ("id", *settings.columns)])
+    return ParquetRows(settings).schema()
+
+
+def numbers_rows(settings: SourceSettings) -> bool:
+    """Whether the ids of a source are the numbers of its rows, which start at 0 in every pile."""
+    return settings.kind not in _FILES and ParquetRows(settings).numbers_rows()
 
 
 def open_source(settings: SourceSettings) -> Source:
@@ -66,9 +67,7 @@ def open_source(settings: SourceSettings) -> Source:
             return Folder(settings)
         case "webdataset":
             return WebDataset(settings)
-        case "parquet":
-            return ParquetRows(settings, settings.image_column, "image")
-        case "features":
-            return ParquetRows(settings, settings.feature_column, "feature")
         case "inventory":
             return Inventory(settings)
+        case "parquet" | "features":
+            return ParquetRows(settings)

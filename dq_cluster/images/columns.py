@@ -16,6 +16,7 @@ from dq_cluster.images.tables import RowFile
 
 ROW, PATH = "row", "path"  # ids for files without a column of ids: see `id_column`
 URI = "#"  # `<uri of the file>#<row>`
+_MADE = {ROW: pa.int64(), PATH: pa.string(), URI: pa.string()}
 _LOOK_ROWS = 64  # read at once in search of the first feature of a file
 Read = Callable[[pa.DataType], values.Reading]
 
@@ -41,19 +42,21 @@ def column_of(table: pa.Table, name: str) -> pa.Array:
 
 
 def payload_column(
-    schema: pa.Schema, wanted: str, usual: str, may_be: Callable[[pa.DataType], bool]
+    schema: pa.Schema, wanted: str, usual: str, holds: str, may_be: Callable[[pa.DataType], bool]
 ) -> str:
     """The column `wanted`, or where that is the `usual` one and missing, the only one that
-    `may_be` it. Raises InputError, naming what there is to choose from."""
+    `may_be` it. Raises InputError, naming what there is to choose from; `holds`: what a column
+    must hold."""
     if type_of(schema, wanted) is not None:
         return wanted
-    candidates = [field.name for field in schema if may_be(field.type)]
-    if wanted == usual and len(candidates) == 1:
-        return candidates[0]
-    likely = f"; likely ones: {', '.join(candidates)}" if candidates else ""
-    raise InputError(
-        f"has no column '{wanted}'; columns: {names(schema)}{likely}; set {usual}_column"
-    )
+    likely = [field.name for field in schema if may_be(field.type)]
+    if wanted == usual and len(likely) == 1:
+        return likely[0]
+    for field in schema:
+        if pa.types.is_struct(field.type) and field.name not in likely:
+            likely += [f"{field.name}.{inner.name}" for inner in field.type if may_be(inner.type)]
+    choice = f"set {usual}_column to {' or '.join(likely)}" if likely else f"none holds {holds}"
+    raise InputError(f"has no column '{wanted}'; columns: {names(schema)}; {choice}")
 
 
 def id_column(schema: pa.Schema, wanted: str, feature: str | None = None) -> str:
@@ -99,14 +102,16 @@ class Column:
 
     @classmethod
     def find(cls, schema: pa.Schema, source: str, read: Read, where: str) -> "Column":
-        """The column `source`, made from the place of the rows where there is none.
+        """The column `source`; where there is none, ROW, PATH, and URI are made from the place.
 
-        Raises InputError, beginning with `where`, for a type that `read` refuses.
+        Raises InputError, beginning with `where`, for any other that is missing, and for a type
+        that `read` refuses.
         """
         kind = type_of(schema, source)
+        if kind is None and source in _MADE:
+            return cls(source, values.carried(_MADE[source]), made=True)
         if kind is None:
-            made = pa.int64() if source == ROW else pa.string()
-            return cls(source, values.carried(made), made=True)
+            raise InputError(f"{where} has no column '{source}'; columns: {names(schema)}")
         try:
             return cls(source, read(kind))
         except InputError as error:

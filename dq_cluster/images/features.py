@@ -130,7 +130,12 @@ class FeatureSet:
             raise InputError(f"{where} {error}") from None
         if found != self.ids_from:
             logger.info("%s: ids are %s", self.storage.uri, origin(found))
-        parts = [column for _, column in self._columns(found, values.as_ids, start, stop)]
+        parts = []
+        for place, column in self._columns(found, values.as_ids, start, stop):
+            if column.null_count:
+                row = place.rows[column.is_null().to_pylist().index(True)]
+                raise InputError(f"{place.uri} row {row}: the id is null; leave such rows out")
+            parts.append(column)
         return joined(parts).to_numpy(zero_copy_only=False) if parts else np.empty(0, np.int64)
 
     def _values(self, name: str, read: Read, start: int, stop: int) -> np.ndarray:
@@ -208,8 +213,8 @@ def open_features(uri: str, column: str = "feature", *, ids: str = "id") -> Feat
     left_out = skipped_text(skipped.take(), skipped.formats)
     if not found:
         raise NotFoundError(
-            f"{uri}: no Parquet or .npy files with features; run a featurize job first"
-            + (f" ({left_out})" if left_out else "")
+            f"{uri}: no Parquet or .npy files with features{left_out and f' ({left_out})'}; run a "
+            "featurize job first, or convert what is there"
         )
     if left_out:
         logger.info("%s: %s", storage.uri, left_out)
@@ -265,7 +270,9 @@ def _look(storage: Storage, path: str, wanted: str) -> tuple[int, _Promise]:
     where = f"{storage.uri}/{path}"
     file = open_rows(storage, path)
     try:
-        name = payload_column(file.schema, wanted, "feature", values.may_be_vectors)
+        name = payload_column(
+            file.schema, wanted, "feature", "lists of floats", values.may_be_vectors
+        )
     except InputError as error:
         raise InputError(f"{where} {error}") from None
     column = Column.find(file.schema, name, values.as_vectors, where)

@@ -46,19 +46,24 @@ _LOOK_ROWS = 64  # that say whether images lie in a column, or only their paths
 
 
 class _Payload(NamedTuple):
-    """What a row is about: its name in the tables, the name that its column usually has, how it is
-    read, and which columns may be it."""
+    """What a row is about: its name in the tables, the name that its column usually has, what such
+    a column holds, how it is read, and which columns may be it."""
 
     name: str
     usual: str
+    holds: str
     read: Read
     may_be: Callable[[pa.DataType], bool]
 
 
 _PAYLOADS = {
-    "parquet": _Payload("image", "image", values.as_images, values.may_be_images),
-    "features": _Payload("feature", "feature", values.as_vectors, values.may_be_vectors),
-    "inventory": _Payload("address", "uri", values.as_text, lambda kind: False),
+    "parquet": _Payload(
+        "image", "image", "bytes of images", values.as_images, values.may_be_images
+    ),
+    "features": _Payload(
+        "feature", "feature", "lists of floats", values.as_vectors, values.may_be_vectors
+    ),
+    "inventory": _Payload("address", "uri", "URIs", values.as_text, lambda kind: False),
 }
 
 
@@ -86,13 +91,7 @@ class ParquetRows:
                 first = layout
                 self._log_choices(layout)
                 self._check_embedded(file, layout, path)
-            for name in ("id", self._payload.name, "uri"):
-                # Carried columns may differ as far as `schema` finds a type for all files.
-                if str(layout[name]) != str(first[name]):
-                    raise InputError(
-                        f"{self._where(path)}: {name} is {layout[name]}, in the files before it "
-                        f"{first[name]}; give files of one schema"
-                    )
+            self._check_alike(layout, first, path)
             start = 0
             for rows in file.groups:
                 if rows:
@@ -103,8 +102,8 @@ class ParquetRows:
             wanted = ".parquet or .npy" if self._arrays else ".parquet"
             instead = skipped_text(self.skipped.take(), self.skipped.formats)
             raise InputError(
-                f"{self._settings.uri} holds no {wanted} file; check source.uri"
-                + (f" ({instead})" if instead else "")
+                f"{self._settings.uri} holds no {wanted} file{instead and f' ({instead})'}; check "
+                "source.uri, or convert what it holds"
             )
 
     def listing(self) -> Iterator[FileInfo]:
@@ -206,7 +205,9 @@ class ParquetRows:
         """
         where, payload = self._where(path), self._payload
         try:
-            column = payload_column(found, self._column, payload.usual, payload.may_be)
+            column = payload_column(
+                found, self._column, payload.usual, payload.holds, payload.may_be
+            )
             features = column if self._arrays else None
             ids = id_column(found, self._settings.id_column, features)
             for name in self._settings.columns:
@@ -225,6 +226,20 @@ class ParquetRows:
         located = uri is not None and values.may_be_text(uri)
         layout["uri"] = Column.find(found, "uri" if located else URI, values.as_text, where)
         return layout
+
+    def _check_alike(self, layout: dict[str, Column], first: dict[str, Column], path: str) -> None:
+        """Raise InputError where the ids or payloads of two files cannot be of one pile.
+
+        Carried columns may differ as far as `schema` finds a type for all files.
+        """
+        for name in ("id", self._payload.name):
+            one, other = layout[name], first[name]
+            alike = _same_dim if name == self._payload.name else _same_kind
+            if one.source != other.source or not alike(one, other):
+                raise InputError(
+                    f"{self._where(path)}: {name} is {one}, in the files before it {other}; give "
+                    "files of one schema"
+                )
 
     def _log_choices(self, layout: dict[str, Column]) -> None:
         payload, ids = layout[self._payload.name].source, layout["id"].source
@@ -268,3 +283,15 @@ class ParquetRows:
 
     def _place(self, unit: Unit, start: int, stop: int) -> Place:
         return Place(self._where(unit.path), unit.path, range(start, stop), unit.base)
+
+
+def _same_kind(one: Column, other: Column) -> bool:
+    return bool(one.reading.kind == other.reading.kind)
+
+
+def _same_dim(one: Column, other: Column) -> bool:
+    """Whether two columns may hold vectors of one dimension, or other payloads."""
+    kinds = (one.reading.kind, other.reading.kind)
+    if not all(map(pa.types.is_fixed_size_list, kinds)):
+        return True
+    return bool(kinds[0].list_size == kinds[1].list_size)

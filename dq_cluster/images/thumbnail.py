@@ -66,7 +66,7 @@ def _row(storage: Storage, name: str, row: int, max_bytes: int) -> bytes:
         at = int(np.searchsorted(ends, row, side="right"))
         if at == len(groups) or groups[at].total_byte_size > max_bytes:
             raise NotFoundError("no picture")
-        name = payload_column(file.schema_arrow, "image", "image", may_be_images)
+        name = payload_column(file.schema_arrow, "image", "image", "images", may_be_images)
         table = file.read_row_group(at, columns=[name])
         table = table.slice(row - int(ends[at]) + groups[at].num_rows, 1)
         image = as_images(table.schema.field(name).type).read(column_of(table, name))

@@ -102,7 +102,7 @@ def test_not_parquet(tmp_path: Path) -> None:
 
 def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1], "a": [[0.5]], "b": [[1.5]]}), tmp_path / "a.parquet")
-    message = r"no column 'feature'; columns: id, a, b; likely ones: a, b; set feature_column"
+    message = r"no column 'feature'; columns: id, a, b; set feature_column to a or b"
     with pytest.raises(InputError, match=message):
         open_features(str(tmp_path))
     assert open_features(str(tmp_path), "b").read(0, 1).tolist() == [[1.5]]
@@ -353,3 +353,34 @@ def test_a_damaged_page_is_located(tmp_path: Path) -> None:
     features = open_features(str(tmp_path))
     with pytest.raises(InputError, match=r"a\.parquet rows 3 to 9 cannot be read"):
         features.read(3, 9)
+
+
+def test_an_id_that_is_not_there_is_located(tmp_path: Path) -> None:
+    ids = pa.array([1, None, 2**63], pa.uint64())
+    table = pa.table({"id": ids, "feature": VALUES[:3].tolist()})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet row 1: the id is null"):
+        open_features(str(tmp_path)).ids(0, 3)
+
+
+def test_every_file_needs_the_ids_of_the_first(tmp_path: Path) -> None:
+    folder = clip_retrieval(tmp_path)
+    (folder / "metadata/metadata_1.parquet").unlink()
+    with pytest.raises(InputError, match=r"img_emb_1\.npy has no column 'image_path'"):
+        open_features(str(folder)).ids(0, 20)
+
+
+def test_files_may_differ_in_how_they_keep_their_features(tmp_path: Path) -> None:
+    kinds = [pa.list_(pa.float32(), 3), pa.list_(pa.float64()), pa.large_list(pa.float16())]
+    for n, kind in enumerate(kinds):
+        part = VALUES[5 * n : 5 * n + 5]
+        rows = part.astype(np.float16 if kind.value_type == pa.float16() else np.float64)
+        ids = pa.array(range(5 * n, 5 * n + 5), [pa.int8(), pa.uint64(), pa.int64()][n])
+        table = pa.table({"id": ids, "feature": pa.array(list(rows.tolist()), kind)})
+        pq.write_table(table, tmp_path / f"{n}.parquet")
+    features = open_features(str(tmp_path))
+    assert features.dtype == "float32"
+    np.testing.assert_array_equal(features.read(0, 15), VALUES[:15])
+    source = open_source(SourceSettings(kind="features", uri=str(tmp_path)))
+    tables = list(source.read(source.units(), 10))
+    assert [v for t in tables for v in t.column("feature").to_pylist()] == VALUES[:15].tolist()

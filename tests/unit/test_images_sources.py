@@ -262,7 +262,7 @@ class TestParquet:
         assert table.column("image").to_pylist() == list(IMAGES)
         assert "the image is column 'jpg'" in caplog.text
         write_parquet(path, {"id": range(10), "left": list(IMAGES), "right": list(IMAGES)})
-        message = "no column 'image'; columns: id, left, right; likely ones: left, right; set i"
+        message = "no column 'image'; columns: id, left, right; set image_column to left or right"
         with pytest.raises(InputError, match=message):
             read_all(SourceSettings(kind="parquet", uri=str(tmp_path)))
 

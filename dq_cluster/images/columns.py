@@ -17,7 +17,7 @@ from dq_cluster.images.tables import RowFile
 ROW, PATH = "row", "path"  # ids for files without a column of ids: see `id_column`
 URI = "#"  # `<uri of the file>#<row>`
 _MADE = {ROW: pa.int64(), PATH: pa.string(), URI: pa.string()}
-_LOOK_ROWS = 64  # read at once in search of the first feature of a file
+LOOK_ROWS = 64  # that say what the others of a file will be like
 Read = Callable[[pa.DataType], values.Reading]
 
 _ID, _IMAGE_PATH = "id", "image_path"  # clip-retrieval and img2dataset name images by their path
@@ -127,17 +127,22 @@ class Column:
         column = column_of(table, self.source)
         try:
             return self.reading.read(column)
-        except pa.ArrowInvalid:
-            for row in range(len(column)):
-                try:
-                    self.reading.read(column.slice(row, 1))
-                except pa.ArrowInvalid as first:
-                    row, error = place.rows[row], first
-                    break
+        except pa.ArrowInvalid as error:
+            row = next((r for r in range(len(column)) if not self._fits(column.slice(r, 1))), None)
+            where = f"rows {place.rows.start} to {place.rows.stop}: values"
+            if row is not None:
+                where = f"row {place.rows[row]}: the value"
             raise InputError(
-                f"{place.uri} row {row}: a value of column '{self.source}', {column.type}, "
-                f"does not fit {self.reading.kind}: {error}"
+                f"{place.uri} {where} of column '{self.source}' ({column.type}) cannot be read as "
+                f"{self.reading.kind}: {error}"
             ) from None
+
+    def _fits(self, column: pa.Array) -> bool:
+        try:
+            self.reading.read(column)
+        except pa.ArrowInvalid:
+            return False
+        return True
 
     def at(self, place: Place) -> pa.Array:
         """What is known of the rows without reading them: nulls, but where it is made."""
@@ -154,15 +159,13 @@ class Column:
 
 
 def first_dimension(file: RowFile, column: Column) -> int | None:
-    """How many numbers the first feature in the file has, if there is one."""
-    kind, rows = column.reading.kind, sum(file.groups)
+    """How many numbers the first feature in the file has, if one of the first rows has one."""
+    kind = column.reading.kind
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
-    for batch in file.batches(0, rows, [column.source], _LOOK_ROWS):
-        lengths = pc.list_value_length(column_of(batch, column.source)).drop_null()
-        if len(lengths):
-            return int(lengths[0].as_py())
-    return None
+    rows = column_of(file.head([column.source], LOOK_ROWS), column.source)
+    lengths = pc.list_value_length(column.reading.read(rows)).drop_null()
+    return int(lengths[0].as_py()) if len(lengths) else None
 
 
 def origin(ids: str) -> str:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from dq_cluster.errors import InputError
 from dq_cluster.images import values
 from dq_cluster.images.columns import (
+    LOOK_ROWS,
     ROW,
     URI,
     Column,
@@ -42,7 +43,6 @@ from dq_cluster.storage import FileInfo
 logger = logging.getLogger(__name__)
 
 _READERS = 16  # of footers: all waiting
-_LOOK_ROWS = 64  # that say whether images lie in a column, or only their paths
 
 
 class _Payload(NamedTuple):
@@ -180,10 +180,12 @@ class ParquetRows:
         batches = file.batches(start, stop, list(sources), rows)
         while start < stop:
             try:
-                batch = next(batches)
+                batch = next(batches, None)
             except (pa.ArrowException, OSError) as error:
                 if not is_damage(error):
                     raise
+                batch = None
+            if batch is None:
                 # Every row of the unit that was not read yet is a reject.
                 yield self._unreadable(layout, self._place(unit, start, stop))
                 return
@@ -255,14 +257,11 @@ class ParquetRows:
         if self._payload.name != "image" or type_of(file.schema, f"{source}.path") is None:
             return
         try:
-            stop = min(sum(file.groups), _LOOK_ROWS)
-            table = next(file.batches(0, stop, [source], stop), None)
+            table = file.head([source], LOOK_ROWS)
         except (pa.ArrowException, OSError) as error:
             if not is_damage(error):
                 raise
             return  # its rows will be rejects
-        if table is None:
-            return
         counts = [
             pc.count(column_of(table, f"{source}.{field}")).as_py() for field in ("bytes", "path")
         ]

@@ -22,6 +22,7 @@ SUFFIXES = (".parquet", ".parq", ".pq", ".parquet.gzip", ".parquet.snappy", ".pa
 FEATURE = "feature"  # the column that an array is
 _ARRAY = ".npy"
 _ARRAY_GROUP = 8192  # rows of an array that are read together
+_LOOK_BYTES = 1 << 18
 _EMBEDDINGS = re.compile(r"((?:.*/)?)img_emb/img_emb_([^/]+)\.npy")
 _NUMBERS = (np.float16, np.float32, np.float64, np.int8, np.uint8)
 
@@ -37,6 +38,9 @@ class RowFile(Protocol):
 
         Raises pa.ArrowException or OSError where the file is damaged; see `is_damage`.
         """
+
+    def head(self, columns: list[str], rows: int) -> pa.Table:
+        """The named columns of the first `rows` rows; little more of the file is read."""
 
 
 def open_rows(storage: Storage, path: str) -> RowFile:
@@ -86,12 +90,12 @@ def split_uri(uri: str) -> tuple[Storage, str]:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether the file is at fault, and not the road to it.
+    """Whether the file is at fault, and not the road to it or a lack of memory.
 
     Arrow reports damage, too, as OSError; a filesystem's has a number, a cause, or a kind.
     """
     if not isinstance(error, OSError):
-        return True
+        return not isinstance(error, MemoryError)
     return type(error) is OSError and not error.errno and not error.__cause__
 
 
@@ -99,13 +103,15 @@ class _Parquet:
     """A Parquet file and its row groups."""
 
     def __init__(self, storage: Storage, path: str) -> None:
+        self._where = f"{storage.uri}/{path}"
         try:
-            self._file = pq.ParquetFile(storage.open(path), pre_buffer=True)
+            self._source = storage.open(path)
+            self._file = pq.ParquetFile(self._source, pre_buffer=True)
         except (pa.ArrowException, OSError) as error:
             if not is_damage(error):
                 raise
             raise InputError(
-                f"{storage.uri}/{path} is not readable Parquet: {error}; restore it"
+                f"{self._where} is not readable Parquet: {error}; restore it"
             ) from None
         self.schema = self._file.schema_arrow
         metadata = self._file.metadata
@@ -118,12 +124,32 @@ class _Parquet:
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         position = int(ends[first]) - self.groups[first]
         groups = list(range(first, last + 1))
-        for batch in self._file.iter_batches(most, row_groups=groups, columns=columns):
-            skip = max(0, start - position)
-            kept = batch.slice(skip, max(0, stop - position - skip))
-            position += batch.num_rows
-            if kept.num_rows:
-                yield pa.Table.from_batches([kept])
+        try:
+            for batch in self._file.iter_batches(most, row_groups=groups, columns=columns):
+                skip = max(0, start - position)
+                kept = batch.slice(skip, max(0, stop - position - skip))
+                position += batch.num_rows
+                if kept.num_rows:
+                    yield pa.Table.from_batches([kept])
+        except (pa.ArrowNotImplementedError, pa.ArrowCapacityError) as error:
+            raise InputError(
+                f"{self._where}: Arrow cannot read {', '.join(columns)}: {error}; write plain "
+                "columns, or smaller row groups"
+            ) from None
+
+    def head(self, columns: list[str], rows: int) -> pa.Table:
+        # Not the file that reads ahead: that one takes whole row groups.
+        file = pq.ParquetFile(
+            self._source,
+            metadata=self._file.metadata,
+            pre_buffer=False,
+            buffer_size=_LOOK_BYTES,
+        )
+        batches = file.iter_batches(rows, columns=columns)
+        first = next(batches, None)
+        if first is None:
+            return file.schema_arrow.empty_table()
+        return pa.Table.from_batches([first])
 
 
 class _Array:
@@ -170,6 +196,10 @@ class _Array:
                 lists = pa.FixedSizeListArray.from_arrays(native, type=self.schema.field(0).type)
                 yield pa.table({FEATURE: lists}).select(columns)
 
+    def head(self, columns: list[str], rows: int) -> pa.Table:
+        count = min(rows, sum(self.groups))
+        return pa.concat_tables(self.batches(0, count, columns, rows)) if count else _none(self)
+
 
 class _Beside:
     """An array, and the Parquet file that has a row about each of its rows."""
@@ -196,6 +226,14 @@ class _Beside:
                 parts.append(pa.concat_tables(self._about.batches(first, end, others, most)))
             joined = {name: part.column(name) for part in parts for name in part.column_names}
             yield pa.table(joined)
+
+    def head(self, columns: list[str], rows: int) -> pa.Table:
+        count = min(rows, sum(self.groups))
+        return pa.concat_tables(self.batches(0, count, columns, rows)) if count else _none(self)
+
+
+def _none(file: RowFile) -> pa.Table:
+    return file.schema.empty_table()
 
 
 def _is_array(path: str) -> bool:

@@ -1,5 +1,6 @@
 """Features on storage: what is read, and what is said about those that cannot be used."""
 
+import io
 import logging
 import os
 from pathlib import Path
@@ -384,3 +385,27 @@ def test_files_may_differ_in_how_they_keep_their_features(tmp_path: Path) -> Non
     source = open_source(SourceSettings(kind="features", uri=str(tmp_path)))
     tables = list(source.read(source.units(), 10))
     assert [v for t in tables for v in t.column("feature").to_pylist()] == VALUES[:15].tolist()
+
+
+def test_opening_reads_little_of_a_large_row_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).normal(size=(50_000, 32)).astype(np.float32)
+    table = pa.table({"feature": pa.array(list(values), pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
+    counted = []
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer: memoryview) -> int:
+            counted.append(super().readinto(buffer))
+            return counted[-1]
+
+        def read(self, size: int = -1) -> bytes:
+            data = super().read(size)
+            counted.append(len(data))
+            return data
+
+    monkeypatch.setattr(Storage, "open", lambda self, name: Counting(self.path(name)))
+    features = open_features(str(tmp_path))
+    assert features.dim == 32
+    assert 0 < sum(counted) < 3_000_000 < values.nbytes

@@ -203,7 +203,15 @@ class TestParquet:
     def test_a_value_that_does_not_fit_is_not_damage(self, tmp_path: Path) -> None:
         ids = pa.array([Decimal(2), Decimal(2**64)], pa.decimal128(38, 0))
         write_parquet(tmp_path / "a.parquet", {"id": ids, "image": [b"x", b"y"]})
-        with pytest.raises(InputError, match=r"a\.parquet row 1: a value of column 'id', decimal"):
+        with pytest.raises(
+            InputError, match=r"a\.parquet row 1: the value of column 'id' \(decimal"
+        ):
+            read_all(SourceSettings(kind="parquet", uri=str(tmp_path)))
+
+    def test_ids_that_do_not_go_together_are_not_damage(self, tmp_path: Path) -> None:
+        ids = pa.array([Decimal(-2), Decimal(2**63)], pa.decimal128(38, 0))
+        write_parquet(tmp_path / "a.parquet", {"id": ids, "image": [b"x", b"y"]})
+        with pytest.raises(InputError, match=r"a\.parquet rows 0 to 2: values of column 'id'"):
             read_all(SourceSettings(kind="parquet", uri=str(tmp_path)))
 
     def test_text_that_is_not_utf8_is_located(self, tmp_path: Path) -> None:

@@ -273,6 +273,7 @@ def _look(storage: Storage, path: str, wanted: str) -> tuple[int, _Promise]:
         name = payload_column(
             file.schema, wanted, "feature", "lists of floats", values.may_be_vectors
         )
+        label, view, uri = (type_of(file.schema, other) for other in ("label", "view", "uri"))
     except InputError as error:
         raise InputError(f"{where} {error}") from None
     column = Column.find(file.schema, name, values.as_vectors, where)
@@ -280,7 +281,6 @@ def _look(storage: Storage, path: str, wanted: str) -> tuple[int, _Promise]:
         preprocessing = json.loads((file.schema.metadata or {}).get(PREPROCESSING, b"{}"))
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: metadata dq.preprocessing is not JSON: {error}") from None
-    label, view, uri = (type_of(file.schema, other) for other in ("label", "view", "uri"))
     rows = sum(file.groups)
     with _damage_named(where, range(rows)):
         dim = first_dimension(file, column)

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import re
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +27,7 @@ from dq_cluster.index.columns import (
     pack_schema,
     unpack_schema,
 )
+from dq_cluster.search.filters import parse_filter
 from dq_cluster.search.values import to_json
 
 NOON = datetime(2024, 1, 31, 12, tzinfo=UTC)
@@ -223,3 +226,109 @@ def test_names_that_cannot_be_carried(columns: list[str], message: str) -> None:
 def test_names_that_can_be_carried() -> None:
     names = ("uri", "label", "größe", "with space", "a/b", "select")
     assert SourceSettings(kind="parquet", uri="/x", columns=names).columns == names
+
+
+DOCUMENTED: dict[str, tuple[pa.DataType, Any]] = {
+    **{
+        f"{sign}int{bits}": (pa.type_for_alias(f"{sign}int{bits}"), 7)
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+    "float16": (pa.float16(), 0.5),
+    "float32": (pa.float32(), 0.5),
+    "float64": (pa.float64(), 0.5),
+    "bool": (pa.bool_(), True),
+    "string": (pa.string(), "cat"),
+    "large_string": (pa.large_string(), "cat"),
+    "string_view": (pa.string_view(), "cat"),
+    "dictionary": (pa.dictionary(pa.int8(), pa.large_string()), "cat"),
+    "json": (pa.json_(), "cat"),
+    "date32": (pa.date32(), date(2024, 1, 31)),
+    "date64": (pa.date64(), date(2024, 1, 31)),
+    "timestamp without a zone": (pa.timestamp("us"), NOON.replace(tzinfo=None)),
+    "timestamp with a zone": (pa.timestamp("us", "Europe/Paris"), NOON),
+    "time32": (pa.time32("ms"), time(12, 30)),
+    "time64": (pa.time64("us"), time(12, 30)),
+    "duration": (pa.duration("ms"), timedelta(seconds=1.5)),
+    "decimal32": (pa.decimal32(5, 2), Decimal("1.10")),
+    "decimal64": (pa.decimal64(12, 2), Decimal("1.10")),
+    "decimal128": (pa.decimal128(20, 2), Decimal("1.10")),
+    "decimal256": (pa.decimal256(50, 2), Decimal("1.10")),
+    "null": (pa.null(), None),
+    "binary": (pa.binary(), b"\x00\xff"),
+    "large_binary": (pa.large_binary(), b"\x00\xff"),
+    "binary_view": (pa.binary_view(), b"\x00\xff"),
+    "fixed_size_binary": (pa.binary(2), b"\x00\xff"),
+    "list": (pa.list_(pa.int8()), [7, None]),
+    "large_list": (pa.large_list(pa.int8()), [7, None]),
+    "fixed_size_list": (pa.list_(pa.int8(), 2), [7, None]),
+    "struct": (pa.struct([("a", pa.int8())]), {"a": 7}),
+    "map": (pa.map_(pa.string(), pa.int8()), [("a", 7)]),
+    "uuid": (pa.uuid(), UUID(int=1).bytes),
+}
+KEPT = {
+    "the same": None,
+    "in UTC": pa.timestamp("us", "UTC"),
+    "a decimal": None,
+    "`float32`": pa.float32(),
+    "`string`": pa.string(),
+    "`date32`": pa.date32(),
+    "`binary`": pa.binary(),
+    "`list`": pa.list_(pa.int8()),
+}
+OPERATORS = ("eq", "ne", "lt", "le", "gt", "ge", "in")
+
+
+def documented() -> dict[str, list[str]]:
+    """The table in docs/input.md: the cells of a row by each name of a type that it has."""
+    text = (Path(__file__).parents[2] / "docs/input.md").read_text()
+    table = text.split("| Arrow type |")[1].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    found = {}
+    for first, *others in rows:
+        names, more = re.findall(r"`([^`]+)`", first), first.rpartition("`")[2].strip()
+        for name in names:
+            found[f"{name} {more}" if more.startswith("with") else name] = others
+    return found
+
+
+def test_the_table_of_types_is_whole() -> None:
+    assert documented().keys() == DOCUMENTED.keys()
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_the_table_of_types_is_true(name: str) -> None:
+    kind, value = DOCUMENTED[name]
+    kept, said, compared = documented()[name]
+    wanted = KEPT[kept]
+    assert can_carry(canonical(kind))
+    if wanted is not None:
+        assert canonical(kind) == wanted
+    elif kept == "a decimal":
+        assert pa.types.is_decimal(canonical(kind))
+    else:
+        assert canonical(kind) == kind
+    if isinstance(kind, pa.BaseExtensionType):
+        column = pa.ExtensionArray.from_storage(kind, pa.array([value], kind.storage_type))
+    else:
+        column = pa.array([value], kind)
+    if name == "time64":
+        said = said.replace('.000"', '.000000"')
+    assert to_json(column) == [json.loads(re.findall(r"`([^`]+)`", said)[0])]
+    schema = pa.schema([("x", canonical(kind))])
+    rows = cast_columns(pa.table({"x": column}), schema).to_batches()[0]
+    examples = [json.loads(text) for text in re.findall(r"`([^`]+)`", compared)]
+    if compared == "matches nothing":
+        examples = [7, "cat", True]
+    for example, operator in itertools.product(examples, OPERATORS):
+        asked = [example] if operator == "in" else example
+        keeps = parse_filter({"x": {operator: asked}}, schema).mask(rows).tolist()
+        assert keeps == [value is not None and operator in ("eq", "le", "ge", "in")]
+    if not examples:
+        with pytest.raises(InputError, match="cannot be compared"):
+            parse_filter({"x": 7}, schema)
+
+
+def test_the_reserved_names_are_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs/input.md").read_text()
+    assert all(f"`{name}`" in text.split("### Names")[1] for name in RESERVED)

@@ -19,11 +19,12 @@ from dq_cluster.errors import DqError, NotFoundError
 from dq_cluster.images.columns import column_of, payload_column
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import decode_image
+from dq_cluster.images.tables import SUFFIXES
 from dq_cluster.images.tars import choose_image, is_image, split_member
 from dq_cluster.images.values import as_images, may_be_images
 from dq_cluster.storage import Storage
 
-_ROW = re.compile(r"(.+?\.parquet)#(\d+)")
+_ROW = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, SUFFIXES))}))#(\d+)", re.IGNORECASE)
 _MEMBER = re.compile(r"(.+?\.(?:tar(?:\.gz|\.bz2|\.xz)?|tgz|tbz2?|txz))#(.+)", re.IGNORECASE)
 
 

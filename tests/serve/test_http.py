@@ -212,8 +212,9 @@ def test_a_row_of_a_parquet_file_is_a_picture(tmp_path: Path) -> None:
             thumbnail(f"{path}#{row}", ImageLimits())
     structs = [{"bytes": data, "path": None} for data in images]
     for column in (images, structs):  # as Hugging Face writes them, and the only one it can be
-        pq.write_table(pa.table({"picture": column}), path)
-        assert thumbnail(f"{path}#3", ImageLimits())
+        for name in ("pile.parquet", "pile.PQ", "pile.parquet.gzip"):
+            pq.write_table(pa.table({"picture": column}), tmp_path / name)
+            assert thumbnail(f"{tmp_path}/{name}#3", ImageLimits())
     pq.write_table(pa.table({"picture": images, "mask": images}), path)
     with pytest.raises(NotFoundError):
         thumbnail(f"{path}#0", ImageLimits())

@@ -17,6 +17,7 @@ from dq_cluster.images.backbone import Backbone, load_backbone
 from dq_cluster.images.config import BackboneSettings
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import code_table, write_code_file
+from dq_cluster.index.ids import common_type, narrowed
 from dq_cluster.index.manifest import Manifest, Producer
 from dq_cluster.index.models import ModelCard, read_tensors, write_model
 from dq_cluster.model.bundle import load_model, save_model
@@ -97,11 +98,13 @@ def make_index(
     card: ModelCard | None = None,
     embeddings: np.ndarray | None = None,
     uris: Sequence[str] | None = None,
+    ids: Sequence[int] | None = None,
 ) -> tuple[Index, Manifest, np.ndarray]:
     """Publish a version of `rows` codes in `files` files; returns the vectors that were encoded.
 
     Carried columns: `label` (row number modulo 10) and `uri`. `card` names a stored model;
-    `embeddings` (rows, dim) are encoded instead of made-up vectors.
+    `embeddings` (rows, dim) are encoded instead of made-up vectors, `ids` are given instead of the
+    rows' numbers.
     """
     index = Index.at(uri)
     geometry = CodeGeometry(
@@ -115,9 +118,12 @@ def make_index(
     second = None
     if geometry.refine is not None:
         second, _ = encode(vectors, {"codebooks": tensors["refine_codebooks"]}, geometry.refine)
-    entries = []
+    entries, id_types = [], set()
     for number, part in enumerate(np.array_split(np.arange(rows), files)):
-        ids = pa.array(part.astype(np.int64) + seed * 1_000_000)
+        numbers = pa.array(part.astype(np.int64) + seed * 1_000_000)
+        if ids is not None:
+            numbers = narrowed(pa.array([ids[row] for row in part], pa.uint64()))
+        id_types.add("string" if string_ids else str(numbers.type))
         columns = pa.table(
             {
                 "label": pa.array(part % 10, pa.int64()),
@@ -125,7 +131,7 @@ def make_index(
             }
         )
         table = code_table(
-            ids.cast(pa.string()) if string_ids else ids,
+            numbers.cast(pa.string()) if string_ids else numbers,
             codes[part],
             geometry,
             columns if carried else None,
@@ -142,7 +148,7 @@ def make_index(
             parent=parent,
             model=card.digest,
             geometry=geometry,
-            id_type="string" if string_ids else "int64",
+            id_type=common_type(id_types, entries),
             columns=("label", "uri") if carried else (),
             files=tuple(entries),
             rows=rows,
@@ -205,6 +211,7 @@ def make_version(
     seed: int = 0,
     features: np.ndarray | None = None,
     uris: Sequence[str] | None = None,
+    ids: Sequence[int] | None = None,
 ) -> tuple[Manifest, np.ndarray]:
     """Publish a version of features encoded by a model of `make_model`; returns the features."""
     if features is None:
@@ -227,6 +234,7 @@ def make_version(
         card=card,
         embeddings=embeddings,
         uris=uris,
+        ids=ids,
     )
     return manifest, features
 

@@ -26,7 +26,7 @@ def show(name: Annotated[str, typer.Argument(help="encode, or cluster/encode.")]
 
 
 def find_config(path: Path) -> Path:
-    """The file `path`, or the shipped one that it names: `cluster/encode`, or `encode` for a laptop.
+    """The file `path`, or a shipped one by its name: `cluster/encode`, or `encode` (laptop).
 
     Raises NotFoundError, with the names there are.
     """

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dq_cluster.cli.output import emit
-from dq_cluster.errors import InputError, NotFoundError
+from dq_cluster.errors import NotFoundError
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.models import read_card
 
@@ -113,11 +113,7 @@ def delete(
     from dq_cluster.index.tombstones import delete_ids
 
     catalog = Index.at(index)
-    numbers = catalog.manifest().id_type == "int64"
-    try:
-        manifest = delete_ids(catalog, [int(id) for id in ids] if numbers else ids)
-    except ValueError:
-        raise InputError(f"ids of {index} are whole numbers; found {', '.join(ids)}") from None
+    manifest = delete_ids(catalog, ids)
     emit({"version": manifest.version, "deleted": manifest.deleted}, as_json=json)
 
 

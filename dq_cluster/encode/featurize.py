@@ -12,6 +12,7 @@ from dq_cluster.encode.planning import continue_or_plan
 from dq_cluster.encode.pool import run_fragments
 from dq_cluster.encode.publish import check_complete, check_rejects
 from dq_cluster.errors import ConfigError
+from dq_cluster.images.sources import source_schema
 from dq_cluster.storage import Storage
 
 # Beside the feature files; readers of Parquet folders pass over names with a dot.
@@ -40,6 +41,7 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
     )
     job = Job(
         source=settings.source,
+        carried=source_schema(settings.source).remove(0),
         output=FeatureOutput(
             storage,
             settings.backbone,

@@ -34,6 +34,8 @@ from dq_cluster.images.decode import Reason
 from dq_cluster.images.skipped import most_frequent
 from dq_cluster.images.units import Unit
 from dq_cluster.index.codefile import write_parquet
+from dq_cluster.index.columns import cast_columns
+from dq_cluster.index.ids import concat_rows
 from dq_cluster.index.manifest import FileEntry
 from dq_cluster.observe.log import configure_logging
 from dq_cluster.storage import Storage
@@ -46,9 +48,13 @@ _AHEAD = 2
 
 @dataclass(frozen=True)
 class Job:
-    """All that an actor must know. Where the run keeps its plan, ledger, and rejects."""
+    """All that an actor must know. Where the run keeps its plan, ledger, and rejects.
+
+    carried: the carried columns, with the types that they have in every file of the run.
+    """
 
     source: SourceSettings
+    carried: pa.Schema
     output: Output
     storage: Storage
     run: str
@@ -147,7 +153,8 @@ class FragmentEncoder:
         rows = 0
         if gathered.rows:
             lanes = sorted(gathered.rows)
-            table = pa.concat_tables([t for lane in lanes for t in gathered.rows[lane]])
+            tables = [t for lane in lanes for t in gathered.rows[lane]]
+            table = concat_rows([cast_columns(t, self._job.carried) for t in tables])
             parts = [p for lane in lanes for p in gathered.arrays[lane]]
             arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             first = _first_of_each_id(table)
@@ -182,7 +189,7 @@ class FragmentEncoder:
         if not tables:
             return ()
         path = f"{self._job.rejects}/rejects-{fragment:06d}-{uuid.uuid4().hex[:12]}.parquet"
-        return (write_parquet(self._job.storage, path, pa.concat_tables(tables), stats=["reason"]),)
+        return (write_parquet(self._job.storage, path, concat_rows(tables), stats=["reason"]),)
 
 
 def _stream(

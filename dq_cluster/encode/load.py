@@ -16,6 +16,7 @@ from dq_cluster.images.decode import Reason, RejectError
 from dq_cluster.images.guard import Apart, Decode, watched
 from dq_cluster.images.sources import open_source
 from dq_cluster.images.units import Unit
+from dq_cluster.images.values import matrix
 from dq_cluster.storage import Storage, translated
 
 # Bytes of pixels or features in a chunk: enough to make the hand-over cheap, little enough
@@ -109,10 +110,7 @@ def _pixels(table: pa.Table, reasons: list[str | None], size: int, decode: Decod
 
 def _features(table: pa.Table, reasons: list[str | None], dim: int) -> np.ndarray:
     """Features of the rows without a reason; one that is not `dim` finite floats gets one."""
-    column = table.column("feature")
-    fits = pc.equal(pc.list_value_length(column), dim).fill_null(False).to_numpy()
-    whole = column if fits.all() else column.filter(pa.array(fits))
-    features = pc.list_flatten(whole).to_numpy().reshape(-1, dim)
+    features, fits = matrix(table.column("feature").combine_chunks(), dim)
     finite = np.isfinite(features).all(axis=1)
     fits[fits] = finite
     for row in np.flatnonzero(~fits):

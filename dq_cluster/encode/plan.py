@@ -24,7 +24,7 @@ from dq_cluster.storage import Storage, translated
 from dq_cluster.storage.scratch import scratch_folder
 
 FORMAT = 1
-# In the order of Unit; plans of earlier versions end after `rows`.
+# In the order of Unit; plans of earlier versions end earlier.
 _SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -32,6 +32,7 @@ _SCHEMA = pa.schema(
         ("rows", pa.int64()),
         ("size", pa.int64()),
         ("stamp", pa.int64()),
+        ("base", pa.int64()),
     ]
 )
 

@@ -4,13 +4,19 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterable
 
+import pyarrow as pa
+
 from dq_cluster import __version__
 from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.plan import Plan
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError, QualityGateError
 from dq_cluster.index.catalog import Index
+from dq_cluster.index.codefile import carried_schema, file_schema, open_code_file
+from dq_cluster.index.columns import join_schemas, pack_schema
+from dq_cluster.index.ids import common_type
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.index.models import ModelCard
+from dq_cluster.storage import Storage
 
 
 def run_folder(run: str) -> str:
@@ -53,14 +59,13 @@ def publish_run(
     rejects = [file for receipt in receipts for file in receipt.rejects]
     _check_stored(index, run, [*files, *rejects])
     id_types = {receipt.columns["id"] for receipt in receipts if receipt.files}
-    if len(id_types) != 1:
-        raise IntegrityError(f"run {run} has ids of the types {sorted(id_types)}; expected one")
     new = Manifest(
         version=0,
         model=card.digest,
         geometry=card.geometry,
-        id_type=id_types.pop(),
+        id_type=common_type(id_types, files),
         columns=columns,
+        arrow_schema=pack_schema(_carried(index.storage, card, columns, receipts)),
         files=tuple(files),
         rows=sum(file.rows for file in files),
         rejects=tuple(rejects),
@@ -81,7 +86,7 @@ def publish_run(
                 return manifest
         placed = {"version": version, "parent": parent}
         if append and parent is not None:
-            return appended(index.manifest(parent), new).model_copy(update=placed)
+            return appended(index.storage, index.manifest(parent), new).model_copy(update=placed)
         return new.model_copy(update=placed)
 
     try:
@@ -100,18 +105,22 @@ class _IsPublishedError(Exception):
         self.manifest = manifest
 
 
-def appended(old: Manifest, new: Manifest) -> Manifest:
+def appended(storage: Storage, old: Manifest, new: Manifest) -> Manifest:
     """`new` with the files of `old` before its own. Raises InputError where they cannot mix."""
-    for what in ("model", "geometry", "id_type", "columns"):
+    for what in ("model", "geometry", "columns"):
         theirs, ours = getattr(old, what), getattr(new, what)
         if theirs != ours:
             raise InputError(
                 f"cannot append to version {old.version}: its {what} is {theirs}, not {ours}; "
                 "encode without append, or with what that version has"
             )
+    files = (*old.files, *new.files)
+    schema = append_schema(storage, old, f"run {new.producer.run}", carried_schema(storage, new))
     return new.model_copy(
         update={
-            "files": (*old.files, *new.files),
+            "arrow_schema": pack_schema(schema),
+            "files": files,
+            "id_type": common_type((old.id_type, new.id_type), files),
             "rows": old.rows + new.rows,
             "tombstones": old.tombstones,
             "deleted": old.deleted,
@@ -119,6 +128,32 @@ def appended(old: Manifest, new: Manifest) -> Manifest:
             "rejected": old.rejected + new.rejected,
         }
     )
+
+
+def append_schema(storage: Storage, parent: Manifest, where: str, columns: pa.Schema) -> pa.Schema:
+    """The types of carried columns after an append. Raises InputError where there are none."""
+    version = f"version {parent.version}"
+    parts = [(version, carried_schema(storage, parent)), (where, columns)]
+    try:
+        return join_schemas(parts, version)
+    except InputError as error:
+        raise InputError(
+            f"cannot append to {version}: {error}; cast the column in the source, or encode "
+            "without append"
+        ) from None
+
+
+def _carried(
+    storage: Storage, card: ModelCard, columns: tuple[str, ...], receipts: list[Receipt]
+) -> pa.Schema:
+    """The types of the carried columns of a run's files: of one file for each kind of receipt."""
+    kinds = {tuple(receipt.columns.items()): file for receipt in receipts for file in receipt.files}
+    parts = []
+    for file in kinds.values() if columns else ():
+        with open_code_file(storage, file, model=card.digest, geometry=card.geometry) as opened:
+            where = f"{storage.uri}/{file.path}"
+            parts.append((where, file_schema(opened, columns, where)))
+    return join_schemas(parts, "the files before it")
 
 
 def check_complete(plan: Plan, receipts: list[Receipt]) -> None:

@@ -5,6 +5,8 @@ import json
 import sys
 from typing import Any
 
+import pyarrow as pa
+
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.encode.config import EncodeSettings
 from dq_cluster.encode.coverage import Difference, look_again, summary
@@ -14,10 +16,17 @@ from dq_cluster.encode.outputs import CodeOutput
 from dq_cluster.encode.plan import Plan, find_plan
 from dq_cluster.encode.planning import continue_or_plan
 from dq_cluster.encode.pool import run_fragments
-from dq_cluster.encode.publish import data_folder, publish_run, published, run_folder
+from dq_cluster.encode.publish import (
+    append_schema,
+    data_folder,
+    publish_run,
+    published,
+    run_folder,
+)
 from dq_cluster.errors import ConfigError, InputError, NotFoundError
 from dq_cluster.images.backbone import PREPROCESSING
 from dq_cluster.images.parquet import ParquetRows
+from dq_cluster.images.sources import numbers_rows, source_schema
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard, read_card
@@ -47,7 +56,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
         plan = find_plan(index.storage, run_folder(run))
         found = look_again(index.storage, plan, settings.source, _ADVICE) if plan else None
         return _summary(index, index.manifest(version), run, plan, found)
-    _check(settings, card, index)
+    schema = _check(settings, card, index)
     plan, found = continue_or_plan(
         index.storage,
         run_folder(run),
@@ -59,6 +68,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
     )
     job = Job(
         source=settings.source,
+        carried=schema.remove(0),
         output=CodeOutput(
             index.storage,
             card.digest,
@@ -99,8 +109,11 @@ def _digest(request: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> None:
-    """Find what would fail at the end of the run before it starts."""
+def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> pa.Schema:
+    """Find what would fail at the end of the run before it starts.
+
+    Returns the types of `id` and of the carried columns.
+    """
     backbone = card.preprocessing.get("kind", "none")
     if settings.source.kind != "features" and backbone == "none":
         raise ConfigError(
@@ -109,12 +122,13 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> None:
         )
     if settings.source.kind == "features":
         _check_origin(settings, card)
+    schema = source_schema(settings.source)
     if not settings.append:
-        return
+        return schema
     try:
         parent = index.manifest()
     except NotFoundError:
-        return
+        return schema
     for what, theirs, ours in (
         ("model", parent.model, card.digest),
         ("columns", parent.columns, settings.source.columns),
@@ -123,11 +137,25 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> None:
             raise InputError(
                 f"cannot append to version {parent.version}: its {what} is {theirs}, not {ours}"
             )
+    if numbers_rows(settings.source):
+        raise InputError(
+            f"cannot append to version {parent.version}: the ids of {settings.source.uri} are the "
+            "numbers of its rows, which start at 0 again; set source.id_column to a column, or to "
+            "'path', or encode without append"
+        )
+    ids = schema.field("id").type
+    if not pa.types.is_null(ids) and pa.types.is_string(ids) != (parent.id_type == "string"):
+        raise InputError(
+            f"cannot append to version {parent.version}: its ids are {parent.id_type}, those of "
+            f"{settings.source.uri} are {ids}"
+        )
+    append_schema(index.storage, parent, settings.source.uri, schema.remove(0))
+    return schema
 
 
 def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
-    """Features of another backbone have the right form and mean nothing to the model."""
-    source = ParquetRows(settings.source, settings.source.feature_column, "feature")
+    """Features of another backbone may have the right form, and mean nothing to the model."""
+    source = ParquetRows(settings.source)
     origin = json.loads(source.about(PREPROCESSING) or b"{}")
     if origin and card.preprocessing and origin != card.preprocessing:
         differ = [key for key in origin if origin[key] != card.preprocessing.get(key)]
@@ -135,6 +163,13 @@ def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
             f"the features at {settings.source.uri} were made with another backbone than model "
             f"{card.digest[:12]} was trained on (they differ in {', '.join(differ)}); make the "
             "features again, or encode with the model they belong to"
+        )
+    dim = source.dimension()
+    if dim not in (None, card.feature_dim):
+        raise InputError(
+            f"the features at {settings.source.uri} have {dim} numbers, those that model "
+            f"{card.digest[:12]} was trained on {card.feature_dim}; encode with the model they "
+            "belong to"
         )
 
 

@@ -31,7 +31,10 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
 
     Raises InputError for features without labels or an unknown method.
     """
-    database, queries = open_features(settings.database), open_features(settings.queries)
+    database, queries = (
+        open_features(uri, settings.feature_column) for uri in (settings.database, settings.queries)
+    )
+    queries.check_dim(database.dim, settings.database)
     if not (database.labelled and queries.labelled):
         raise InputError("a comparison needs a column 'label' in both feature sets")
     features = database.read(0, database.rows).astype(np.float32)
@@ -42,7 +45,7 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
         views = features[chosen], others.astype(np.float32)
     asked = np.random.default_rng(0).permutation(queries.rows)[: settings.max_queries]
     query_labels = queries.labels(0, queries.rows)[asked]
-    inputs = settings.model_dump(exclude={"methods", "bits", "report"}) | {
+    inputs = settings.model_dump(exclude={"methods", "bits", "report", "feature_column"}) | {
         "fingerprints": (database.fingerprint, queries.fingerprint)
     }
     files = None if settings.report is None else RowFiles(Storage(settings.report), inputs)

@@ -10,26 +10,30 @@ from dq_cluster.model.config import ModelSettings
 
 class EvaluateSettings(Settings):
     """index, version: what is measured (default: the current version); database, queries: URIs
-    of features, of the images in the version and of others; k: depth of mAP@k; k_factor:
+    of features, of the images in the version and of others; feature_column: of both; id_column:
+    the ids of database, as they were encoded; k: depth of mAP@k; k_factor:
     candidates for each neighbour that the second code re-ranks, where there is one."""
 
     index: str
     version: int | None = None
     database: str
     queries: str
+    feature_column: str = "feature"
+    id_column: str = "id"
     k: int = Field(1000, gt=0)
     k_factor: int = Field(4, gt=0)
     max_queries: int = Field(2000, gt=0)
 
 
 class CompareSettings(Settings):
-    """database, queries: URIs of features with a `label` column. methods: of `METHODS` and
-    `ABLATIONS`. bits, seeds: every method runs at each length with each seed.
-    model: DeepQuan's other settings. report: folder for report.html and report.md, if wanted;
-    it also keeps the rows measured so far, with which a repeated command goes on."""
+    """database, queries: URIs of features with a `label` column; feature_column: of both.
+    methods: of `METHODS` and `ABLATIONS`. bits, seeds: every method runs at each length with each
+    seed. model: DeepQuan's other settings. report: folder for report.html and report.md, if
+    wanted; it also keeps the rows measured so far, with which a repeated command goes on."""
 
     database: str
     queries: str
+    feature_column: str = "feature"
     methods: tuple[str, ...] = METHODS
     bits: tuple[int, ...] = (16, 32, 64)
     seeds: tuple[int, ...] = (0, 1, 2)

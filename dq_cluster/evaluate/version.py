@@ -14,6 +14,7 @@ from dq_cluster.evaluate.exact import directions
 from dq_cluster.evaluate.metrics import labelled, mean_average_precision, recall_at_k
 from dq_cluster.images.features import FeatureSet, open_features
 from dq_cluster.index.catalog import Index
+from dq_cluster.index.ids import joined
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.model.bundle import load_model
 from dq_cluster.model.deepquan import DeepQuan
@@ -38,8 +39,14 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
     index = Index.at(settings.index)
     manifest = index.manifest(settings.version)
     network, card = load_model(index.storage, manifest.model)
-    queries, database = open_features(settings.queries), open_features(settings.database)
-    features = queries.read(0, queries.rows)[: settings.max_queries].astype(np.float32)
+    queries, database = (
+        open_features(uri, settings.feature_column, ids=settings.id_column)
+        for uri in (settings.queries, settings.database)
+    )
+    for pile in (queries, database):
+        pile.check_dim(card.feature_dim, f"model {card.digest[:12]}")
+    asked = min(queries.rows, settings.max_queries)
+    features = queries.read(0, asked).astype(np.float32)
     k = min(settings.k, database.rows)
 
     exact = _exact_search(network, features, database, k)
@@ -60,13 +67,13 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
             rows[refined], exact, min(_RECALL_AT, k)
         )
     if queries.labelled and database.labelled:
-        asked = queries.labels(0, len(features))
+        classes = queries.labels(0, asked)
         known = database.labels(0, database.rows)
-        if missing := int((~labelled(asked)).sum()):
+        if missing := int((~labelled(classes)).sum()):
             result["queries without label"] = missing
-        if missing < len(asked):
-            result[f"mAP@{k}"] = mean_average_precision(found, asked, known, k)
-            result[f"mAP@{k} exact"] = mean_average_precision(exact, asked, known, k)
+        if missing < asked:
+            result[f"mAP@{k}"] = mean_average_precision(found, classes, known, k)
+            result[f"mAP@{k} exact"] = mean_average_precision(exact, classes, known, k)
     return result
 
 
@@ -106,17 +113,22 @@ def _search(
 def _database_rows(index: Index, manifest: Manifest, database: FeatureSet) -> np.ndarray:
     """The row of the database that each ordinal of the version is; -1 behind the last."""
     ids = pd.Index(database.ids(0, database.rows))
-    in_version = np.concatenate(
+    if repeated := int(ids.duplicated().sum()):
+        raise InputError(
+            f"{repeated} ids of {database.storage.uri} came before in it; evaluate against "
+            "features whose ids are all different"
+        )
+    in_version = joined(
         [
             pq.read_table(
                 index.storage.path(entry.path), columns=["id"], filesystem=index.storage.arrow
             )
             .column("id")
-            .to_numpy()
+            .combine_chunks()
             for entry in manifest.files
         ]
     )
-    place = ids.get_indexer(in_version)
+    place = ids.get_indexer(in_version.to_numpy(zero_copy_only=False))
     strangers = int((place < 0).sum())
     if strangers:
         raise InputError(

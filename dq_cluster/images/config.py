@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dq_cluster.config import Settings
+from dq_cluster.index.columns import name_problem
 
 SourceKind = Literal["folder", "parquet", "webdataset", "inventory", "features"]
 BackboneKind = Literal["efficientnet-lite0", "onnx", "torchvision", "timm", "none"]
@@ -47,7 +48,9 @@ class SourceSettings(Settings):
     allow: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _guarded(self) -> "SourceSettings":
+    def _sound(self) -> "SourceSettings":
+        if problem := name_problem(self.columns):
+            raise ValueError(problem)
         if self.kind == "inventory" and not self.allow:
             raise ValueError("an inventory needs allow: the URI prefixes it may name")
         for prefix in self.allow:

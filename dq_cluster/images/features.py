@@ -5,38 +5,54 @@ within a file. Any range of rows can be read without reading the others, so work
 blocks that no machine ever has to hold together.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dq_cluster.errors import InputError, NotFoundError
+from dq_cluster.images import values
 from dq_cluster.images.backbone import PREPROCESSING
-from dq_cluster.storage import FileInfo, Storage
+from dq_cluster.images.columns import (
+    Column,
+    Place,
+    Read,
+    first_dimension,
+    id_column,
+    origin,
+    payload_column,
+    type_of,
+)
+from dq_cluster.images.skipped import Skipped, skipped_text
+from dq_cluster.images.tables import is_damage, open_rows, row_files, split_uri
+from dq_cluster.index.ids import joined
+from dq_cluster.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """One Parquet file: its name, the ordinal of its first row, and the rows per row group."""
+    """One file of features: its name, the ordinal of its first row, and its number of rows."""
 
     name: str
     first: int
-    groups: tuple[int, ...]
-
-    @property
-    def rows(self) -> int:
-        return sum(self.groups)
+    rows: int
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Parquet files with a `feature` column. Cheap to pickle: it holds no features.
+    """Files with a column of features. Cheap to pickle: it holds no features.
 
+    column: the column of features; dim: numbers of each; dtype: float16 or float32, as which they
+    are read. ids_from: the column of ids that was asked for.
     labelled: there is a `label` column with one class per row. viewed: there is a `view` column,
     the feature of another view of the image, null for most. located: there is a `uri` column,
     where each image lies.
@@ -46,6 +62,8 @@ class FeatureSet:
 
     storage: Storage
     files: tuple[FeatureFile, ...]
+    column: str
+    ids_from: str
     dim: int
     dtype: str
     labelled: bool
@@ -58,16 +76,24 @@ class FeatureSet:
     def rows(self) -> int:
         return sum(file.rows for file in self.files)
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Features of the ordinals [start, stop): (stop - start, dim), in the stored type.
+    def check_dim(self, wanted: int, of: str) -> None:
+        """Raise InputError unless the features have as many numbers as those of `of`: `wanted`."""
+        if self.dim != wanted:
+            raise InputError(
+                f"the features at {self.storage.uri} have {self.dim} numbers, those of {of} "
+                f"{wanted}; give features of one kind"
+            )
 
-        Raises InputError, naming the file and row, for a feature that is missing or not finite.
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Features of the ordinals [start, stop): (stop - start, dim) of `dtype`.
+
+        Raises InputError, naming the file and row, for a feature that is missing, of another
+        dimension, or not finite.
         """
-        pieces = [
-            self._matrix(name, first, column)
-            for name, first, column in self._columns("feature", start, stop)
-        ]
-        return np.concatenate(pieces) if pieces else np.empty((0, self.dim), self.dtype)
+        pieces = [np.empty((0, self.dim), self.dtype)]
+        for place, column in self._columns(self.column, values.as_vectors, start, stop):
+            pieces.append(self._matrix(place.uri, np.array(place.rows), column))
+        return np.concatenate(pieces)
 
     def views(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Which of the ordinals [start, stop) have a view (stop - start,) bool, and those views.
@@ -75,147 +101,208 @@ class FeatureSet:
         Raises InputError for a view that is not finite.
         """
         chosen, views = [np.empty(0, bool)], [np.empty((0, self.dim), self.dtype)]
-        for name, first, column in self._columns("view", start, stop):
-            chosen.append(column.is_valid().to_numpy(zero_copy_only=False))
-            views.append(self._matrix(name, first, column.drop_null()))
+        for place, column in self._columns("view", values.as_vectors, start, stop):
+            viewed = column.is_valid().to_numpy(zero_copy_only=False)
+            chosen.append(viewed)
+            views.append(self._matrix(place.uri, np.array(place.rows)[viewed], column.drop_null()))
         return np.concatenate(chosen), np.concatenate(views)
 
     def labels(self, start: int, stop: int) -> np.ndarray:
         """The `label` column of the ordinals [start, stop), as it is stored."""
-        return self._values("label", start, stop)
-
-    def ids(self, start: int, stop: int) -> np.ndarray:
-        """The `id` column of the ordinals [start, stop): int64, or strings as objects."""
-        return self._values("id", start, stop)
+        return self._values("label", values.carried, start, stop)
 
     def uris(self, start: int, stop: int) -> np.ndarray:
         """The `uri` column of the ordinals [start, stop): strings as objects."""
-        return self._values("uri", start, stop)
+        return self._values("uri", values.as_text, start, stop)
 
-    def _values(self, name: str, start: int, stop: int) -> np.ndarray:
+    def ids(self, start: int, stop: int) -> np.ndarray:
+        """Ids of the ordinals [start, stop): int64, uint64, or strings as objects.
+
+        The same that encoding gives these rows. Raises InputError where there are none.
+        """
+        if not self.files:
+            return np.empty(0, np.int64)
+        where = f"{self.storage.uri}/{self.files[0].name}"
+        schema = open_rows(self.storage, self.files[0].name).schema
+        try:
+            found = id_column(schema, self.ids_from, self.column)
+        except InputError as error:
+            raise InputError(f"{where} {error}") from None
+        if found != self.ids_from:
+            logger.info("%s: ids are %s", self.storage.uri, origin(found))
+        parts = []
+        for place, column in self._columns(found, values.as_ids, start, stop):
+            if column.null_count:
+                row = place.rows[column.is_null().to_pylist().index(True)]
+                raise InputError(f"{place.uri} row {row}: the id is null; leave such rows out")
+            parts.append(column)
+        return joined(parts).to_numpy(zero_copy_only=False) if parts else np.empty(0, np.int64)
+
+    def _values(self, name: str, read: Read, start: int, stop: int) -> np.ndarray:
         pieces = [
             column.to_numpy(zero_copy_only=False)
-            for _, _, column in self._columns(name, start, stop)
+            for _, column in self._columns(name, read, start, stop)
         ]
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
-    def _columns(self, column: str, start: int, stop: int) -> list[tuple[str, int, pa.Array]]:
-        """(file, row within the file, values) covering the ordinals [start, stop)."""
-        found = []
+    def _columns(
+        self, name: str, read: Read, start: int, stop: int
+    ) -> Iterator[tuple[Place, pa.Array]]:
+        """Places and values, one of each file, that cover the ordinals [start, stop)."""
         for file in self.files:
-            low, high = max(start, file.first), min(stop, file.first + file.rows)
+            low, high = max(start, file.first) - file.first, min(stop - file.first, file.rows)
             if low >= high:
                 continue
-            bounds = file.first + np.concatenate([[0], np.cumsum(file.groups)])
-            groups = np.flatnonzero((bounds[:-1] < high) & (bounds[1:] > low))
-            with self.storage.open(file.name) as handle:
-                table = pq.ParquetFile(handle).read_row_groups(groups.tolist(), columns=[column])
-            values = table.column(column).combine_chunks()
-            if isinstance(values, pa.ChunkedArray):
-                values = pa.concat_arrays(values.chunks)
-            if isinstance(values, pa.DictionaryArray):
-                values = values.dictionary_decode()
-            values = values.slice(low - bounds[groups[0]], high - low)
-            found.append((file.name, low - file.first, values))
-        return found
+            uri = f"{self.storage.uri}/{file.name}"
+            place = Place(uri, file.name, range(low, high), file.first)
+            rows = open_rows(self.storage, file.name)
+            column = Column.find(rows.schema, name, read, uri)
+            if column.made:
+                yield place, column.at(place)
+                continue
+            with _damage_named(uri, place.rows):
+                batches = list(rows.batches(low, high, [name], high - low))
+            yield place, column.of(pa.concat_tables(batches), place)
 
-    def _matrix(self, name: str, first: int, column: pa.Array) -> np.ndarray:
+    def _matrix(self, uri: str, rows: np.ndarray, column: pa.Array) -> np.ndarray:
+        """The features in `column`, which are those of `rows` of the file at `uri`."""
         if column.null_count:
-            row = first + column.is_null().to_pylist().index(True)
-            raise InputError(f"{self.storage.uri}/{name} row {row}: the feature is null")
-        matrix = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), self.dim)
+            first = column.is_null().to_pylist().index(True)
+            raise InputError(f"{uri} row {rows[first]}: the feature is null")
+        matrix, fits = values.matrix(column, self.dim)
+        if not fits.all():
+            first = int(np.flatnonzero(~fits)[0])
+            raise InputError(
+                f"{uri} row {rows[first]}: the feature has {len(column[first])} numbers, "
+                f"others have {self.dim}"
+            )
         bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
         if len(bad):
             raise InputError(
-                f"{self.storage.uri}/{name} row {first + bad[0]}: the feature is not finite "
+                f"{uri} row {rows[bad[0]]}: the feature is not finite in {matrix.dtype} "
                 f"({len(bad)} such rows among {len(column)} read); compute these features again"
             )
-        return matrix
+        return matrix.astype(self.dtype, copy=False)
 
 
-def open_features(uri: str) -> FeatureSet:
-    """Look at the footers of a Parquet file, or of all Parquet files in a folder.
+class _Promise(NamedTuple):
+    """What a file says about its features; dim is None where it holds none."""
 
-    Raises NotFoundError where there are none, and InputError where their columns are not the
-    promised ones or differ between files.
+    column: str
+    dim: int | None
+    dtype: str
+    labelled: bool
+    viewed: bool
+    located: bool
+    preprocessing: dict[str, Any]
+
+
+def open_features(uri: str, column: str = "feature", *, ids: str = "id") -> FeatureSet:
+    """Look at a file of features, Parquet or `.npy`, or at all of them in a folder.
+
+    column: the column of features. Where there is none of the usual name, and only one with lists
+    of floats, it is that one, and the log says so. ids: the column of ids, of which only
+    `FeatureSet.ids` needs one.
+
+    Raises NotFoundError where there are no such files, and InputError where their columns are not
+    the promised ones or differ between files.
     """
-    storage, found = _parquet_files(uri)
+    storage, name = split_uri(uri)
+    skipped = Skipped()
+    found = [storage.info(name)] if name else list(row_files(storage, skipped, arrays=True))
+    left_out = skipped_text(skipped.take(), skipped.formats)
+    if not found:
+        raise NotFoundError(
+            f"{uri}: no Parquet or .npy files with features{left_out and f' ({left_out})'}; run a "
+            "featurize job first, or convert what is there"
+        )
+    if left_out:
+        logger.info("%s: %s", storage.uri, left_out)
     with ThreadPoolExecutor(16) as pool:
-        footers = list(pool.map(lambda info: _footer(storage, info.path), found))
+        looked = list(pool.map(lambda info: _look(storage, info.path, column), found))
     files, first = [], 0
-    for info, footer in zip(found, footers, strict=True):
-        groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-        files.append(FeatureFile(info.path, first, groups))
-        first += footer.num_rows
+    for info, (rows, _) in zip(found, looked, strict=True):
+        files.append(FeatureFile(info.path, first, rows))
+        first += rows
+    promises = [promise for _, promise in looked]
     if not first:
-        raise InputError(f"{uri}: {len(files)} Parquet files hold no rows")
-    shapes = [
-        _shape(storage, file.name, footer) for file, footer in zip(files, footers, strict=True)
-    ]
-    for file, shape in zip(files, shapes, strict=True):
-        if shape != shapes[0]:
+        raise InputError(f"{uri}: {len(files)} files of features hold no rows")
+    dim, dim_of = next(
+        ((p.dim, info.path) for p, info in zip(promises, found, strict=True) if p.dim is not None),
+        (0, found[0].path),
+    )
+    if not dim:
+        raise InputError(f"{storage.uri}/{dim_of}: its features are null or have no numbers")
+    one = promises[0]
+    for info, other in zip(found, promises, strict=True):
+        if other.dim not in (None, dim):
             raise InputError(
-                f"{storage.uri}/{file.name} differs from {files[0].name} in the size or type of "
-                "its features or in how they were made; train on features of one featurize job"
+                f"{storage.uri}/{info.path} has features of {other.dim} numbers, {dim_of} of "
+                f"{dim}; give features of one kind"
             )
-    stamp = [(info.path, info.size, info.modified.timestamp()) for info in found]
-    dim, dtype, labelled, viewed, located, preprocessing = shapes[0]
+        if other._replace(dim=None, dtype="") != one._replace(dim=None, dtype=""):
+            raise InputError(
+                f"{storage.uri}/{info.path} differs from {found[0].path} in its columns or in how "
+                "its features were made; train on features of one featurize job"
+            )
+    if one.column != column:
+        logger.info("%s: the feature is column '%s'", storage.uri, one.column)
+    stamp: list[Any] = [(info.path, info.size, info.modified.timestamp()) for info in found]
+    if one.column != "feature":
+        stamp.append(one.column)
     return FeatureSet(
         storage=storage,
         files=tuple(files),
+        column=one.column,
+        ids_from=ids,
         dim=dim,
-        dtype=dtype,
-        labelled=labelled,
-        viewed=viewed,
-        located=located,
-        preprocessing=preprocessing,
+        dtype="float16" if {p.dtype for p in promises} == {"float16"} else "float32",
+        labelled=one.labelled,
+        viewed=one.viewed,
+        located=one.located,
+        preprocessing=one.preprocessing,
         fingerprint=hashlib.sha256(json.dumps(stamp).encode()).hexdigest(),
     )
 
 
-def _parquet_files(uri: str) -> tuple[Storage, list[FileInfo]]:
-    if uri.endswith(".parquet"):
-        folder, _, name = Storage(uri).uri.rpartition("/")
-        storage = Storage(folder or "/")
-        found = [info for info in storage.list() if info.path == name]
-    else:
-        storage = Storage(uri)
-        found = [info for info in storage.list() if info.path.endswith(".parquet")]
-    if not found:
-        raise NotFoundError(f"{uri}: no Parquet files with features; run a featurize job first")
-    return storage, found
-
-
-def _footer(storage: Storage, name: str) -> pq.FileMetaData:
-    with storage.open(name) as handle:
-        try:
-            return pq.ParquetFile(handle).metadata
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{storage.uri}/{name} is not Parquet: {error}") from None
-
-
-def _shape(
-    storage: Storage, name: str, footer: pq.FileMetaData
-) -> tuple[int, str, bool, bool, bool, dict[str, Any]]:
-    """Dimension, type, presence of labels, views, and URIs, and preprocessing a file promises."""
-    where = f"{storage.uri}/{name}"
-    schema = footer.schema.to_arrow_schema()
-    if "feature" not in schema.names:
-        raise InputError(f"{where} has no column 'feature'; columns: {', '.join(schema.names)}")
-    kind = schema.field("feature").type
-    if not pa.types.is_fixed_size_list(kind) or not (
-        pa.types.is_float16(kind.value_type) or pa.types.is_float32(kind.value_type)
-    ):
-        raise InputError(
-            f"{where}: column 'feature' is {kind}; "
-            "it must be a fixed_size_list of float16 or float32"
-        )
+def _look(storage: Storage, path: str, wanted: str) -> tuple[int, _Promise]:
+    """The rows of a file, and what it promises of its features."""
+    where = f"{storage.uri}/{path}"
+    file = open_rows(storage, path)
     try:
-        preprocessing = json.loads((schema.metadata or {}).get(PREPROCESSING, b"{}"))
+        name = payload_column(
+            file.schema, wanted, "feature", "lists of floats", values.may_be_vectors
+        )
+        label, view, uri = (type_of(file.schema, other) for other in ("label", "view", "uri"))
+    except InputError as error:
+        raise InputError(f"{where} {error}") from None
+    column = Column.find(file.schema, name, values.as_vectors, where)
+    try:
+        preprocessing = json.loads((file.schema.metadata or {}).get(PREPROCESSING, b"{}"))
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: metadata dq.preprocessing is not JSON: {error}") from None
-    dtype = np.dtype(kind.value_type.to_pandas_dtype()).name
-    labelled = "label" in schema.names and not pa.types.is_nested(schema.field("label").type)
-    viewed = "view" in schema.names and schema.field("view").type == kind
-    located = "uri" in schema.names and pa.types.is_string(schema.field("uri").type)
-    return kind.list_size, dtype, labelled, viewed, located, preprocessing
+    rows = sum(file.groups)
+    with _damage_named(where, range(rows)):
+        dim = first_dimension(file, column)
+    return rows, _Promise(
+        column=name,
+        dim=dim,
+        dtype=np.dtype(column.reading.kind.value_type.to_pandas_dtype()).name,
+        labelled=label is not None and not pa.types.is_nested(label),
+        viewed=view is not None and view == type_of(file.schema, name),
+        located=uri is not None and values.may_be_text(uri),
+        preprocessing=preprocessing,
+    )
+
+
+@contextlib.contextmanager
+def _damage_named(where: str, rows: range) -> Iterator[None]:
+    """Say which rows of which file cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if not is_damage(error):
+            raise
+        raise InputError(
+            f"{where} rows {rows.start} to {rows.stop} cannot be read: {error}; restore the file"
+        ) from None

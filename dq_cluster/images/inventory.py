@@ -29,7 +29,7 @@ class Inventory:
     """Rows whose `uri_column` says where the image is; read many at a time."""
 
     def __init__(self, settings: SourceSettings) -> None:
-        self._rows = ParquetRows(settings, settings.uri_column, "address")
+        self._rows = ParquetRows(settings)
         self.skipped = self._rows.skipped
         self._allow, self._limits = settings.allow, settings.limits
 

@@ -1,190 +1,296 @@
-"""Sources that are Parquet: rows with an image's bytes, or with a feature."""
+"""Sources of rows: Parquet with images or addresses in it, and features in Parquet or arrays."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from dq_cluster.errors import InputError
+from dq_cluster.images import values
+from dq_cluster.images.columns import (
+    LOOK_ROWS,
+    ROW,
+    URI,
+    Column,
+    Place,
+    Read,
+    column_of,
+    first_dimension,
+    id_column,
+    names,
+    origin,
+    payload_column,
+    type_of,
+)
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
-from dq_cluster.images.skipped import Skipped, list_named
+from dq_cluster.images.skipped import Skipped, skipped_text
+from dq_cluster.images.tables import (
+    RowFile,
+    is_damage,
+    open_rows,
+    row_files,
+    split_uri,
+)
 from dq_cluster.images.units import Unit, as_planned
-from dq_cluster.storage import FileInfo, Storage
+from dq_cluster.index.columns import check_carried, join_schemas
+from dq_cluster.storage import FileInfo
 
-# Of Parquet files, as their writers name them.
-SUFFIXES = (".parquet", ".parq", ".pq", ".parquet.gzip", ".parquet.snappy", ".parquet.zstd")
+logger = logging.getLogger(__name__)
+
+_READERS = 16  # of footers: all waiting
+
+
+class _Payload(NamedTuple):
+    """What a row is about: its name in the tables, the name that its column usually has, what such
+    a column holds, how it is read, and which columns may be it."""
+
+    name: str
+    usual: str
+    holds: str
+    read: Read
+    may_be: Callable[[pa.DataType], bool]
+
+
+_PAYLOADS = {
+    "parquet": _Payload(
+        "image", "image", "bytes of images", values.as_images, values.may_be_images
+    ),
+    "features": _Payload(
+        "feature", "feature", "lists of floats", values.as_vectors, values.may_be_vectors
+    ),
+    "inventory": _Payload("address", "uri", "URIs", values.as_text, lambda kind: False),
+}
 
 
 class ParquetRows:
-    """Parquet files whose `column` is the payload, named `payload` in the tables read.
+    """Files of rows with an `image`, a `feature`, or an `address` each, as the kind of source says.
 
-    A unit is a row group. The id may be of any integer or string type; ids of files without
-    a `uri` column get the URI `<file>#<row>`.
+    A unit is a row group. Rows of files without a text column `uri` get the URI `<file>#<row>`.
     """
 
-    def __init__(self, settings: SourceSettings, column: str, payload: str) -> None:
-        self._settings, self._payload = settings, payload
-        self._storage, self._name = Storage(settings.uri), ""
+    def __init__(self, settings: SourceSettings) -> None:
+        self._settings, self._payload = settings, _PAYLOADS[settings.kind]
+        self._column = str(getattr(settings, f"{self._payload.usual}_column"))
+        self._storage, self._name = split_uri(settings.uri)
         self.skipped = Skipped()
-        if settings.uri.lower().endswith(SUFFIXES):
-            folder, _, self._name = self._storage.uri.rpartition("/")
-            self._storage = Storage(folder or "/")
-        self._source_of = {"id": settings.id_column, payload: column}
-        self._source_of |= {name: name for name in settings.columns if name not in ("uri", payload)}
 
     def units(self) -> Iterator[Unit]:
-        first = None
+        """List the row groups; log which columns are read where it is not those asked for."""
+        first: dict[str, Column] | None = None
+        base = 0
         for info in self.listing():
             path = info.path
-            file = self._open(path)
-            schema = self._schema(file.schema_arrow, path)
-            first = first or schema
-            if schema != first:
-                raise InputError(
-                    f"{self._storage.uri}/{path} has columns {_spell(schema)}, the files before "
-                    f"it {_spell(first)}; give files of one schema"
-                )
+            file = open_rows(self._storage, path)
+            layout = self._layout(file.schema, path)
+            if first is None:
+                first = layout
+                self._log_choices(layout)
+                self._check_embedded(file, layout, path)
+            self._check_alike(layout, first, path)
             start = 0
-            for group in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
+            for rows in file.groups:
                 if rows:
-                    yield Unit(path, start, rows, info.size, info.stamp)
+                    yield Unit(path, start, rows, info.size, info.stamp, base)
                 start += rows
+            base += start
         if first is None:
-            raise InputError(f"{self._settings.uri} holds no .parquet file; check source.uri")
+            wanted = ".parquet or .npy" if self._arrays else ".parquet"
+            instead = skipped_text(self.skipped.take(), self.skipped.formats)
+            raise InputError(
+                f"{self._settings.uri} holds no {wanted} file{instead and f' ({instead})'}; check "
+                "source.uri, or convert what it holds"
+            )
 
     def listing(self) -> Iterator[FileInfo]:
-        """The Parquet files, as a stream; others are counted in `skipped`."""
+        """The files of rows, as a stream; others are counted in `skipped`."""
         if self._name:
             return iter([self._storage.info(self._name)])
-        return list_named(self._storage, SUFFIXES, self.skipped)
+        return row_files(self._storage, self.skipped, arrays=self._arrays)
 
     def holds(self, info: FileInfo) -> bool:
         return True
 
+    def schema(self) -> pa.Schema:
+        """`id` and the carried columns, of types that hold what all files have.
+
+        Reads every footer; the types are null where there is no file. Raises InputError, naming
+        the file, for types that do not go together or cannot be carried.
+        """
+
+        def read(info: FileInfo) -> tuple[str, pa.Schema]:
+            layout = self._layout(open_rows(self._storage, info.path).schema, info.path)
+            found = pa.schema([(name, layout[name].reading.kind) for name in kept])
+            check_carried(found, self._where(info.path))
+            return self._where(info.path), found
+
+        kept = ("id", *self._settings.columns)
+        with ThreadPoolExecutor(_READERS) as pool:
+            parts = list(pool.map(read, self.listing()))
+        nothing = pa.schema([(name, pa.null()) for name in kept])
+        return join_schemas([("", nothing), *parts], "the files before it")
+
     def about(self, key: bytes) -> bytes | None:
         """What the first file says under `key` in its metadata."""
         first = next(self.listing(), None)
-        metadata = self._open(first.path).schema_arrow.metadata if first else None
+        metadata = open_rows(self._storage, first.path).schema.metadata if first else None
         return (metadata or {}).get(key)
+
+    def numbers_rows(self) -> bool:
+        """Whether ids are the numbers of the rows."""
+        first = next(self.listing(), None)
+        if first is None:
+            return False
+        ids = self._layout(open_rows(self._storage, first.path).schema, first.path)["id"]
+        return ids.made and ids.source == ROW
+
+    def dimension(self) -> int | None:
+        """How many numbers the first feature of the pile has, if there is one."""
+        for info in self.listing():
+            file = open_rows(self._storage, info.path)
+            column = self._layout(file.schema, info.path)[self._payload.name]
+            try:
+                found = first_dimension(file, column)
+            except (pa.ArrowException, OSError) as error:
+                if not is_damage(error):
+                    raise
+                continue  # its rows will be rejects
+            if found is not None:
+                return found
+        return None
 
     def read(self, units: Iterable[Unit], rows: int) -> Iterator[pa.Table]:
         for path, parts in itertools.groupby(units, lambda unit: unit.path):
             units_here = list(parts)
             with as_planned(self._storage, units_here[0]):
-                file = self._open(path)
+                file = open_rows(self._storage, path)
+                layout = self._layout(file.schema, path)
                 for unit in units_here:
-                    yield from self._read_unit(file, unit, rows)
+                    yield from self._read_unit(file, layout, unit, rows)
 
-    def _read_unit(self, file: pq.ParquetFile, unit: Unit, rows: int) -> Iterator[pa.Table]:
-        position, stop = unit.start, unit.start + unit.rows
+    def _read_unit(
+        self, file: RowFile, layout: dict[str, Column], unit: Unit, rows: int
+    ) -> Iterator[pa.Table]:
+        start, stop = unit.start, unit.start + unit.rows
+        sources = dict.fromkeys(c.source for c in layout.values() if not c.made)
+        batches = file.batches(start, stop, list(sources), rows)
+        while start < stop:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowException, OSError) as error:
+                if not is_damage(error):
+                    raise
+                batch = None
+            if batch is None:
+                # Every row of the unit that was not read yet is a reject.
+                yield self._unreadable(layout, self._place(unit, start, stop))
+                return
+            place = self._place(unit, start, start + batch.num_rows)
+            table = {name: column.of(batch, place) for name, column in layout.items()}
+            yield pa.table(table | {"reason": pa.nulls(batch.num_rows, pa.string())})
+            start = place.rows.stop
+
+    def _unreadable(self, layout: dict[str, Column], place: Place) -> pa.Table:
+        table = {name: column.at(place) for name, column in layout.items()}
+        table["uri"] = Column(URI, values.as_text(pa.string()), made=True).at(place)
+        reason = pa.array([Reason.UNREADABLE_FILE.value] * len(place.rows))
+        return pa.table(table | {"reason": reason})
+
+    def _layout(self, found: pa.Schema, path: str) -> dict[str, Column]:
+        """How a file with the schema `found` is read: the columns of its tables.
+
+        Raises InputError, naming the file, where a column is missing or cannot be used.
+        """
+        where, payload = self._where(path), self._payload
         try:
-            for batch in self._batches(file, unit, rows):
-                yield self._table(batch, unit.path, position)
-                position += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            if not _is_damage(error):
-                raise
-            # Every row of the unit that was not read yet is a reject.
-            yield self._unreadable(file.schema_arrow, unit.path, position, stop)
-
-    def _batches(self, file: pq.ParquetFile, unit: Unit, rows: int) -> Iterator[pa.RecordBatch]:
-        """The rows of the unit, and of no other, in batches of at most `rows`."""
-        sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
-        ends = np.cumsum(sizes, dtype=np.int64)
-        stop = unit.start + unit.rows
-        first, last = np.searchsorted(ends, [unit.start, stop - 1], side="right")
-        position = int(ends[first]) - sizes[first]
-        names = set(file.schema_arrow.names)
-        columns = [name for name in {*self._source_of.values(), "uri"} if name in names]
-        groups = list(range(first, last + 1))
-        for batch in file.iter_batches(rows, row_groups=groups, columns=columns):
-            skip = max(0, unit.start - position)
-            kept = batch.slice(skip, max(0, stop - position - skip))
-            position += batch.num_rows
-            if kept.num_rows:
-                yield kept
-
-    def _table(self, batch: pa.RecordBatch, path: str, position: int) -> pa.Table:
-        rows = batch.num_rows
-        columns = {}
-        for name, field in self._schema(batch.schema, path).items():
-            columns[name] = batch.column(self._source_of[name]).cast(field)
-        uris = (f"{self._storage.uri}/{path}#{position + row}" for row in range(rows))
-        known = "uri" in batch.schema.names
-        columns["uri"] = batch.column("uri").cast(pa.string()) if known else pa.array(uris)
-        columns["reason"] = pa.nulls(rows, pa.string())
-        return pa.table(columns)
-
-    def _unreadable(self, schema: pa.Schema, path: str, start: int, stop: int) -> pa.Table:
-        count = stop - start
-        columns = {n: pa.nulls(count, t) for n, t in self._schema(schema, path).items()}
-        columns["uri"] = pa.array(f"{self._storage.uri}/{path}#{row}" for row in range(start, stop))
-        columns["reason"] = pa.array([Reason.UNREADABLE_FILE.value] * count)
-        return pa.table(columns)
-
-    def _schema(self, found: pa.Schema, path: str) -> dict[str, pa.DataType]:
-        """Types of the columns read from a file with the schema `found`."""
-        where = f"{self._storage.uri}/{path}"
-        for column in self._source_of.values():
-            if column not in found.names:
-                known = ", ".join(found.names)
-                raise InputError(f"{where} has no column '{column}'; columns: {known}")
-        types = {name: found.field(column).type for name, column in self._source_of.items()}
-        types = {
-            name: kind.value_type if pa.types.is_dictionary(kind) else kind
-            for name, kind in types.items()
-        }
-        if pa.types.is_integer(types["id"]):
-            types["id"] = pa.int64()
-        elif pa.types.is_string(types["id"]) or pa.types.is_large_string(types["id"]):
-            types["id"] = pa.string()
-        else:
-            raise InputError(
-                f"{where}: ids in '{self._settings.id_column}' must be integers or strings, "
-                f"not {types['id']}; set source.id_column"
+            column = payload_column(
+                found, self._column, payload.usual, payload.holds, payload.may_be
             )
-        fits, wanted = _PAYLOADS[self._payload]
-        if not fits(types[self._payload]):
-            column, found_type = self._source_of[self._payload], types[self._payload]
-            raise InputError(f"{where}: column '{column}' holds {found_type}, not {wanted}")
-        return types
+            features = column if self._arrays else None
+            ids = id_column(found, self._settings.id_column, features)
+            for name in self._settings.columns:
+                if name != "uri" and type_of(found, name) is None:
+                    raise InputError(f"has no column '{name}'; columns: {names(found)}")
+            uri = type_of(found, "uri")
+        except InputError as error:
+            raise InputError(f"{where} {error}") from None
+        layout = {
+            "id": Column.find(found, ids, values.as_ids, where),
+            payload.name: Column.find(found, column, payload.read, where),
+        }
+        for name in self._settings.columns:
+            if name != "uri":
+                layout[name] = Column.find(found, name, values.carried, where)
+        located = uri is not None and values.may_be_text(uri)
+        layout["uri"] = Column.find(found, "uri" if located else URI, values.as_text, where)
+        return layout
 
-    def _open(self, path: str) -> pq.ParquetFile:
+    def _check_alike(self, layout: dict[str, Column], first: dict[str, Column], path: str) -> None:
+        """Raise InputError where the ids or payloads of two files cannot be of one pile.
+
+        Carried columns may differ as far as `schema` finds a type for all files.
+        """
+        for name in ("id", self._payload.name):
+            one, other = layout[name], first[name]
+            alike = _same_dim if name == self._payload.name else _same_kind
+            if one.source != other.source or not alike(one, other):
+                raise InputError(
+                    f"{self._where(path)}: {name} is {one}, in the files before it {other}; give "
+                    "files of one schema"
+                )
+
+    def _log_choices(self, layout: dict[str, Column]) -> None:
+        payload, ids = layout[self._payload.name].source, layout["id"].source
+        if payload != self._column:
+            name = self._payload.name
+            logger.info("%s: the %s is column '%s'", self._settings.uri, name, payload)
+        if ids != self._settings.id_column:
+            logger.info("%s: ids are %s", self._settings.uri, origin(ids))
+
+    def _check_embedded(self, file: RowFile, layout: dict[str, Column], path: str) -> None:
+        """Raise InputError where a column of structs has the paths of images, not the images."""
+        source = layout[self._payload.name].source
+        if self._payload.name != "image" or type_of(file.schema, f"{source}.path") is None:
+            return
         try:
-            return pq.ParquetFile(self._storage.open(path), pre_buffer=True)
+            table = file.head([source], LOOK_ROWS)
         except (pa.ArrowException, OSError) as error:
-            if not _is_damage(error):
+            if not is_damage(error):
                 raise
+            return  # its rows will be rejects
+        counts = [
+            pc.count(column_of(table, f"{source}.{field}")).as_py() for field in ("bytes", "path")
+        ]
+        if not counts[0] and counts[1]:
             raise InputError(
-                f"{self._storage.uri}/{path} is not readable Parquet: {error}; restore it"
-            ) from None
+                f"{self._where(path)}: column '{source}' has only the paths of its images, not "
+                f"their bytes; write the bytes into it, or use kind inventory with uri_column "
+                f"{source}.path"
+            )
+
+    @property
+    def _arrays(self) -> bool:
+        """Whether the files may be arrays of NumPy, too."""
+        return self._payload.name == "feature"
+
+    def _where(self, path: str) -> str:
+        return f"{self._storage.uri}/{path}"
+
+    def _place(self, unit: Unit, start: int, stop: int) -> Place:
+        return Place(self._where(unit.path), unit.path, range(start, stop), unit.base)
 
 
-def _is_damage(error: Exception) -> bool:
-    """Whether the file is at fault, and not the road to it.
+def _same_kind(one: Column, other: Column) -> bool:
+    return bool(one.reading.kind == other.reading.kind)
 
-    Arrow reports damage, too, as OSError; a filesystem's has a number, a cause, or a kind.
-    """
-    if not isinstance(error, OSError):
+
+def _same_dim(one: Column, other: Column) -> bool:
+    """Whether two columns may hold vectors of one dimension, or other payloads."""
+    kinds = (one.reading.kind, other.reading.kind)
+    if not all(map(pa.types.is_fixed_size_list, kinds)):
         return True
-    return type(error) is OSError and not error.errno and not error.__cause__
-
-
-def _is_numbers(kind: pa.DataType) -> bool:
-    lists = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
-    return lists and pa.types.is_floating(kind.value_type)
-
-
-_PAYLOADS = {
-    "image": (lambda t: pa.types.is_binary(t) or pa.types.is_large_binary(t), "bytes of images"),
-    "feature": (_is_numbers, "lists of floats"),
-    "address": (lambda t: pa.types.is_string(t) or pa.types.is_large_string(t), "URIs"),
-}
-
-
-def _spell(schema: dict[str, pa.DataType]) -> str:
-    return ", ".join(f"{name} {kind}" for name, kind in schema.items())
+    return bool(kinds[0].list_size == kinds[1].list_size)

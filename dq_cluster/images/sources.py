@@ -14,6 +14,8 @@ from dq_cluster.images.tars import WebDataset
 from dq_cluster.images.units import Unit
 from dq_cluster.storage import FileInfo
 
+_FILES = ("folder", "webdataset")  # kinds whose images are files, not rows
+
 
 class Source(Protocol):
     """A pile of images or features, on storage.
@@ -43,6 +45,21 @@ class Source(Protocol):
         """
 
 
+def source_schema(settings: SourceSettings) -> pa.Schema:
+    """The types of `id` and the carried columns of a source: one each for all its files.
+
+    Raises InputError, naming the file, for types that do not go together or cannot be carried.
+    """
+    if settings.kind in _FILES:
+        return pa.schema([(name, pa.string()) for name in ("id", *settings.columns)])
+    return ParquetRows(settings).schema()
+
+
+def numbers_rows(settings: SourceSettings) -> bool:
+    """Whether the ids of a source are the numbers of its rows, which start at 0 in every pile."""
+    return settings.kind not in _FILES and ParquetRows(settings).numbers_rows()
+
+
 def open_source(settings: SourceSettings) -> Source:
     """The source that `settings` describes."""
     match settings.kind:
@@ -50,9 +67,7 @@ def open_source(settings: SourceSettings) -> Source:
             return Folder(settings)
         case "webdataset":
             return WebDataset(settings)
-        case "parquet":
-            return ParquetRows(settings, settings.image_column, "image")
-        case "features":
-            return ParquetRows(settings, settings.feature_column, "feature")
         case "inventory":
             return Inventory(settings)
+        case "parquet" | "features":
+            return ParquetRows(settings)

@@ -16,22 +16,24 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dq_cluster.errors import DqError, NotFoundError
+from dq_cluster.images.columns import column_of, payload_column
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import decode_image
+from dq_cluster.images.tables import SUFFIXES
 from dq_cluster.images.tars import choose_image, is_image, split_member
+from dq_cluster.images.values import as_images, may_be_images
 from dq_cluster.storage import Storage
 
-_IMAGE_COLUMN = "image"
-_ROW = re.compile(r"(.+?\.parquet)#(\d+)")
+_ROW = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, SUFFIXES))}))#(\d+)", re.IGNORECASE)
 _MEMBER = re.compile(r"(.+?\.(?:tar(?:\.gz|\.bz2|\.xz)?|tgz|tbz2?|txz))#(.+)", re.IGNORECASE)
 
 
 def thumbnail(uri: str | None, limits: ImageLimits, size: int = 160) -> bytes:
     """A JPEG of the middle of the image at `uri`, `size` pixels a side.
 
-    The URI is that of a file, `<file>.parquet#<row>` for a row with the bytes of an image in the
-    column `image`, or `<file>.tar#<key>` for a sample of a WebDataset. Raises NotFoundError where
-    there is no picture.
+    The URI is that of a file, `<file>.parquet#<row>` for a row with an image in the column `image`
+    or in the only column that may be one, or `<file>.tar#<key>` for a sample of a WebDataset.
+    Raises NotFoundError where there is no picture.
     """
     row, member = _ROW.fullmatch(uri or ""), _MEMBER.fullmatch(uri or "")
     inside = row or member
@@ -63,11 +65,13 @@ def _row(storage: Storage, name: str, row: int, max_bytes: int) -> bytes:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         ends = np.cumsum([group.num_rows for group in groups])
         at = int(np.searchsorted(ends, row, side="right"))
-        place = file.schema_arrow.get_field_index(_IMAGE_COLUMN)
-        if at == len(groups) or place < 0 or groups[at].total_byte_size > max_bytes:
+        if at == len(groups) or groups[at].total_byte_size > max_bytes:
             raise NotFoundError("no picture")
-        image = file.read_row_group(at, columns=[_IMAGE_COLUMN]).column(_IMAGE_COLUMN)
-        data = image[row - int(ends[at]) + groups[at].num_rows].as_py()
+        name = payload_column(file.schema_arrow, "image", "image", "images", may_be_images)
+        table = file.read_row_group(at, columns=[name])
+        table = table.slice(row - int(ends[at]) + groups[at].num_rows, 1)
+        image = as_images(table.schema.field(name).type).read(column_of(table, name))
+        data = image[0].as_py()
     if not isinstance(data, bytes):
         raise NotFoundError("no picture")
     return data

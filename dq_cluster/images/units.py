@@ -16,7 +16,7 @@ class Unit(NamedTuple):
     path: of a file of the source; start, rows: which of its rows. An image file is one row, a
     Parquet row group its rows. A tar tells its rows only when read: 0 means not known.
     size, stamp: those of the whole file when it was planned (see FileInfo); None in plans that
-    do not have them.
+    do not have them. base: rows in the files before this one, where they are numbered.
     """
 
     path: str
@@ -24,6 +24,7 @@ class Unit(NamedTuple):
     rows: int = 1
     size: int | None = None
     stamp: int | None = None
+    base: int = 0
 
 
 def check_unchanged(storage: Storage, unit: Unit, found: FileInfo) -> None:

@@ -1,9 +1,11 @@
 """Code files: ordinary Parquet that any tool can read, and faiss can load without re-encoding.
 
-Columns: `id` (int64 or string), `code` (fixed_size_binary), `refine_code` where the model has a
-second code, the columns the user asked to carry, and in an IVF version `cell` (int32, rows
-ordered by it). The key-value metadata names
-the model digest and the geometry, because codes without their codebook are noise.
+Columns: `id` (int64, uint64, or string), `code` (fixed_size_binary), `refine_code` where the
+model has a second code, the columns the user asked to carry, and in an IVF version `cell` (int32,
+rows ordered by it). The key-value metadata names the model digest and the geometry, because codes
+without their codebook are noise.
+
+Carried columns keep the types they came with; `carried_schema` says as what they are read.
 """
 
 import hashlib
@@ -16,17 +18,21 @@ import pyarrow.parquet as pq
 
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError
 from dq_cluster.geometry import CodeGeometry
-from dq_cluster.index.manifest import ColumnStats, FileEntry
+from dq_cluster.index.ahead import read_ahead
+from dq_cluster.index.columns import join_schemas, unpack_schema
+from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.index.plain import SINGLE_PAGES, plain_runs, read_runs
+from dq_cluster.index.statistics import column_stats
 from dq_cluster.storage import Storage
 
-RESERVED = ("id", "code", "refine_code", "cell")
+_OWN = ("id", "code", "refine_code", "cell")
 _CODES = ("code", "refine_code")
 _MODEL, _GEOMETRY = b"dq.model", b"dq.geometry"
-_ID_TYPES = (pa.int64(), pa.string())
+_ID_TYPES = (pa.int64(), pa.uint64(), pa.string())
 _GROUP_ROWS = 1 << 20
 _ONE_PAGE = {"data_page_size": 1 << 30, "max_rows_per_page": _GROUP_ROWS}  # per column chunk
 _SAMPLE_ROWS = 1 << 16
+_READERS = 16  # of footers: all waiting
 _BATCH_ROWS = 1 << 16  # a batch of codes stays in a processor's cache until it is copied
 
 
@@ -44,7 +50,7 @@ def code_table(
     Rows of an IVF geometry are put in order of their cell.
     """
     if ids.type not in _ID_TYPES:
-        raise InputError(f"ids must be int64 or string, not {ids.type}")
+        raise InputError(f"ids must be int64, uint64, or string, not {ids.type}")
     if (cells is not None) != (geometry.nlist > 0):
         raise InputError("cells must be given exactly for an IVF geometry")
     if (refine_codes is not None) != (geometry.refine_m > 0):
@@ -54,8 +60,8 @@ def code_table(
         second = _packed(refine_codes, len(ids), geometry.refine_m)
         table = table.append_column("refine_code", second)
     for name in columns.column_names if columns is not None else ():
-        if name in RESERVED:
-            raise InputError(f"carried column '{name}' has a reserved name ({', '.join(RESERVED)})")
+        if name in _OWN:
+            raise InputError(f"carried column '{name}' has a reserved name ({', '.join(_OWN)})")
         table = table.append_column(name, columns.column(name))  # type: ignore[union-attr]
     if cells is not None:
         order = np.argsort(cells, kind="stable")
@@ -91,7 +97,7 @@ def write_code_file(
         path,
         table.replace_schema_metadata(metadata),
         raw=raw,
-        plain=[name for name in RESERVED if name not in raw],
+        plain=[name for name in _OWN if name not in raw],
         stats=[name for name in table.column_names if name not in _CODES],
     )
 
@@ -128,7 +134,7 @@ def write_parquet(
         rows=table.num_rows,
         size=data.size,
         sha256=hashlib.sha256(data).hexdigest(),
-        stats=_statistics(pq.read_metadata(pa.BufferReader(data)), stats),
+        stats=column_stats(pq.read_metadata(pa.BufferReader(data)), stats),
     )
 
 
@@ -180,6 +186,65 @@ def open_code_file(
     return file
 
 
+def carried_schema(storage: Storage, manifest: Manifest) -> pa.Schema:
+    """The types as which the carried columns of a version are read, whatever its files have.
+
+    A manifest that does not say is as old as the rule that it must: then the footers of all files
+    are read. Raises IntegrityError, naming the file, where no type holds what the files have.
+    """
+    if manifest.arrow_schema is not None:
+        try:
+            schema = unpack_schema(manifest.arrow_schema)
+        except (ValueError, pa.ArrowException) as error:
+            raise IntegrityError(
+                f"{storage.uri}: arrow_schema of version {manifest.version} cannot be read: {error}"
+            ) from None
+        if tuple(schema.names) != manifest.columns:
+            raise IntegrityError(
+                f"{storage.uri}: version {manifest.version} carries "
+                f"{', '.join(manifest.columns)}, its arrow_schema has {', '.join(schema.names)}"
+            )
+        return schema
+    if not manifest.columns:
+        return pa.schema([])
+
+    def read(entry: FileEntry) -> list[tuple[str, pa.Schema]]:
+        with open_code_file(
+            storage, entry, model=manifest.model, geometry=manifest.geometry
+        ) as file:
+            where = f"{storage.uri}/{entry.path}"
+            return [(where, file_schema(file, manifest.columns, where))]
+
+    try:
+        return join_schemas(read_ahead(read, manifest.files, _READERS), "the files before it")
+    except InputError as error:
+        raise IntegrityError(
+            f"version {manifest.version} cannot be read: {error}; go back to a version without "
+            "that file: 'dq-cluster index rollback'"
+        ) from None
+
+
+def row_schema(storage: Storage, manifest: Manifest) -> pa.Schema:
+    """What a row has beside its codes: `id` and the carried columns. Raises IntegrityError."""
+    id = pa.field("id", pa.type_for_alias(manifest.id_type))
+    return pa.schema([id, *carried_schema(storage, manifest)])
+
+
+def file_schema(file: pq.ParquetFile, columns: Sequence[str], where: str) -> pa.Schema:
+    """The carried `columns` as the code file `where` has them.
+
+    Raises IntegrityError where one is missing.
+    """
+    found = file.schema_arrow
+    for name in columns:
+        if found.names.count(name) != 1:
+            raise IntegrityError(
+                f"{where} has {found.names.count(name)} columns '{name}', the version carries "
+                f"one; its columns: {', '.join(found.names)}"
+            )
+    return pa.schema([found.field(name) for name in columns])
+
+
 def read_codes(
     file: pq.ParquetFile, geometry: CodeGeometry, local: Path | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
@@ -220,22 +285,3 @@ def code_matrix(chunk: pa.FixedSizeBinaryArray, size: int) -> np.ndarray:
     """A column of codes as it lies in memory: (rows, size) uint8, not copied."""
     flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * size, chunk.offset * size)
     return flat.reshape(len(chunk), size)
-
-
-def _statistics(metadata: pq.FileMetaData, names: Sequence[str]) -> dict[str, ColumnStats]:
-    """Fold the row groups' statistics; a column without any is left out."""
-    folded: dict[str, ColumnStats] = {}
-    for group in (metadata.row_group(g) for g in range(metadata.num_row_groups)):
-        for column in (group.column(c) for c in range(group.num_columns)):
-            name, stats = column.path_in_schema, column.statistics
-            if name not in names or stats is None or not stats.has_min_max:
-                continue
-            if not isinstance(stats.min, int | float | str | bool):
-                continue
-            seen = folded.get(name)
-            folded[name] = ColumnStats(
-                min=stats.min if seen is None else min(seen.min, stats.min),  # type: ignore[type-var]
-                max=stats.max if seen is None else max(seen.max, stats.max),
-                nulls=(stats.null_count or 0) + (seen.nulls if seen else 0),
-            )
-    return folded

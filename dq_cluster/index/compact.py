@@ -10,11 +10,15 @@ from dq_cluster import __version__
 from dq_cluster.errors import ConflictError
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import (
+    carried_schema,
     code_matrix,
     code_table,
+    file_schema,
     open_code_file,
     write_code_file,
 )
+from dq_cluster.index.columns import cast_columns, pack_schema
+from dq_cluster.index.ids import concat_rows
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.index.tombstones import read_tombstones
 
@@ -22,9 +26,10 @@ from dq_cluster.index.tombstones import read_tombstones
 def compact(index: Index, target_rows: int = 1_000_000) -> Manifest:
     """Publish the current version again with files of about `target_rows` rows.
 
-    Small neighbours are merged, deleted rows are left out, and in an IVF version rows are put in
-    order of their cell again; a file that is big enough and has lost nothing is shared. Order
-    of the rows stays otherwise. Returns the current version where there is nothing to do.
+    Small neighbours are merged, their carried columns cast to the version's types, deleted rows
+    are left out, and in an IVF version rows are put in order of their cell again; a file that is
+    big enough and has lost nothing is shared. Order of the rows stays otherwise. Returns the
+    current version where there is nothing to do.
     """
     run = f"compact-{uuid.uuid4().hex[:12]}"
     old = index.manifest()
@@ -32,12 +37,13 @@ def compact(index: Index, target_rows: int = 1_000_000) -> Manifest:
     groups = list(plan_compaction(old.files, set(deleted), target_rows))
     if all(len(group) == 1 and group[0].path not in deleted for group in groups):
         return old
+    schema = carried_schema(index.storage, old)
     files: list[FileEntry] = []
     for number, group in enumerate(groups):
         if len(group) == 1 and group[0].path not in deleted:
             files.append(group[0])
             continue
-        table = _merged(index, old, group, deleted)
+        table = _merged(index, old, schema, group, deleted)
         if table.num_rows:
             path = f"data/{run}/part-{number:06d}.parquet"
             files.append(
@@ -57,6 +63,7 @@ def compact(index: Index, target_rows: int = 1_000_000) -> Manifest:
             geometry=old.geometry,
             id_type=old.id_type,
             columns=old.columns,
+            arrow_schema=pack_schema(schema),
             files=tuple(files),
             rows=sum(file.rows for file in files),
             rejects=old.rejects,
@@ -87,7 +94,11 @@ def plan_compaction(
 
 
 def _merged(
-    index: Index, manifest: Manifest, group: list[FileEntry], deleted: dict[str, np.ndarray]
+    index: Index,
+    manifest: Manifest,
+    carried: pa.Schema,
+    group: list[FileEntry],
+    deleted: dict[str, np.ndarray],
 ) -> pa.Table:
     tables = []
     for file in group:
@@ -96,8 +107,10 @@ def _merged(
         )
         alive = np.ones(file.rows, bool)
         alive[deleted.get(file.path, [])] = False
-        tables.append(opened.read().filter(pa.array(alive)))
-    table = pa.concat_tables(tables).combine_chunks()
+        file_schema(opened, manifest.columns, f"{index.storage.uri}/{file.path}")
+        found = opened.read().filter(pa.array(alive))
+        tables.append(cast_columns(found, carried))
+    table = concat_rows(tables).combine_chunks()
     geometry = manifest.geometry
     second = geometry.refine_m  # bytes of the second code, 0 without one
     return code_table(

@@ -44,7 +44,9 @@ class Manifest(Settings):
     """One version: a model, the code files made with it, and what is known about them.
 
     `rows` counts codes over `files`; `deleted` counts rows that `tombstones` take out of them.
-    `id_type` is the Arrow type of the id column. `columns` names the carried columns.
+    `id_type` is the Arrow type of the ids, int64, uint64, or string; a file of a uint64 version may
+    store int64. `columns` names the carried columns; `arrow_schema` has their types
+    (`index.columns.pack_schema`), None where an older dq_cluster wrote the version.
     """
 
     format: int = FORMAT
@@ -55,6 +57,7 @@ class Manifest(Settings):
     geometry: CodeGeometry
     id_type: str
     columns: tuple[str, ...] = ()
+    arrow_schema: str | None = None
     files: tuple[FileEntry, ...]
     rows: int
     tombstones: tuple[FileEntry, ...] = ()

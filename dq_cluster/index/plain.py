@@ -103,14 +103,18 @@ class PlainColumn:
             raise self._short()
         return np.frombuffer(data, self._dtype)
 
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All values in order, (rows,) each; a block is overwritten by the next one."""
+        with translated(Storage(str(self._path.parent)), self._path.name):
+            for block in _blocks(self._file, self._path, self._runs, self._dtype.itemsize):
+                yield block.view(self._dtype)[:, 0]
+
     def find(self, value: int) -> np.ndarray:
         """The rows (n,) int64 that hold `value`, ascending: a scan."""
         found, row = [np.empty(0, np.int64)], 0
-        with translated(Storage(str(self._path.parent)), self._path.name):
-            for block in _blocks(self._file, self._path, self._runs, self._dtype.itemsize):
-                values = block.view(self._dtype)[:, 0]
-                found.append(row + np.flatnonzero(values == value))
-                row += len(values)
+        for values in self.blocks():
+            found.append(row + np.flatnonzero(values == value))
+            row += len(values)
         return np.concatenate(found)
 
     def _short(self) -> IntegrityError:

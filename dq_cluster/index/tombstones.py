@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dq_cluster import __version__
-from dq_cluster.errors import InputError, NotFoundError
+from dq_cluster.errors import NotFoundError
 from dq_cluster.index.ahead import read_ahead
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, write_parquet
+from dq_cluster.index.ids import as_type, to_ids
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.storage import Storage
 
@@ -34,7 +35,7 @@ def delete_ids(index: Index, ids: Sequence[int] | Sequence[str]) -> Manifest:
 
     def make(version: int, parent: int | None) -> Manifest:
         old = index.manifest(parent)
-        wanted = _as_array(ids, old.id_type)
+        wanted = pc.unique(to_ids(ids, old.id_type))
         found = _places(index.storage, old, wanted)
         absent = pc.filter(wanted, pc.invert(pc.is_in(wanted, found.column("id"))))
         if len(absent):
@@ -102,7 +103,8 @@ def _read_ids(
 ) -> Iterator[tuple[FileEntry, pa.Array]]:
     def read(file: FileEntry) -> list[tuple[FileEntry, pa.Array]]:
         opened = open_code_file(storage, file, model=manifest.model, geometry=manifest.geometry)
-        return [(file, opened.read(columns=["id"]).column("id").combine_chunks())]
+        ids = opened.read(columns=["id"]).column("id").combine_chunks()
+        return [(file, as_type(ids, manifest.id_type))]
 
     yield from read_ahead(read, files, _READERS)
 
@@ -133,14 +135,6 @@ def _may_hold(file: FileEntry, ordered: np.ndarray) -> bool:
     stats = file.stats.get("id")
     if stats is None or stats.min is None:
         return True
-    first = np.searchsorted(ordered, stats.min)
+    # As an array of their type: numpy would compare Python's numbers with uint64 as floats.
+    first = np.searchsorted(ordered, np.array(stats.min, ordered.dtype))
     return bool(first < len(ordered) and ordered[first] <= stats.max)
-
-
-def _as_array(ids: Sequence[int] | Sequence[str], id_type: str) -> pa.Array:
-    try:
-        return pc.unique(pa.array(ids, pa.int64() if id_type == "int64" else pa.string()))
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        raise InputError(
-            f"ids of this version are {id_type}; found others among those given"
-        ) from None

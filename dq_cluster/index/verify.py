@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dq_cluster.config import Settings
-from dq_cluster.errors import DqError, NotFoundError
+from dq_cluster.errors import DqError, InputError, IntegrityError, NotFoundError
+from dq_cluster.index.ahead import read_ahead, readers
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.codefile import open_code_file
+from dq_cluster.index.codefile import (
+    carried_schema,
+    file_schema,
+    open_code_file,
+    read_codes,
+    read_second_codes,
+)
+from dq_cluster.index.columns import join_schemas
+from dq_cluster.index.ids import NUMBERS, as_type
 from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.index.models import read_card, read_tensors
 from dq_cluster.index.tombstones import live_ids, read_tombstones
@@ -20,6 +30,7 @@ from dq_cluster.storage import Storage
 
 _PIECE = 8 << 20
 _READERS = 8
+_BATCH_ROWS = 1 << 16
 # Ids looked at together when searching for duplicates: bounds memory, costs passes.
 _IDS_AT_ONCE = 50_000_000
 
@@ -34,26 +45,39 @@ class VerifyReport(Settings):
 
 
 def verify(index: Index, version: int | None = None, *, ids: bool = False) -> VerifyReport:
-    """Hash every file of a version and check it against the manifest; `ids` finds duplicates.
+    """Hash every file of a version, and read it as a search does; `ids` finds duplicates.
 
     Problems are collected, not raised; only a version that cannot be read at all raises.
     """
     manifest = index.manifest(version)
     storage = index.storage
-    codes = [(file, True) for file in manifest.files]
-    others = [(file, False) for file in (*manifest.tombstones, *manifest.rejects)]
+    others = (*manifest.tombstones, *manifest.rejects)
     problems = list(_model_problems(storage, manifest))
     with ThreadPoolExecutor(_READERS) as pool:
-        for found in pool.map(lambda f: _file_problems(storage, manifest, *f), codes + others):
-            problems.extend(found)
+        wrong = list(
+            pool.map(lambda file: _file_problems(storage, file), (*manifest.files, *others))
+        )
+    for found in wrong:
+        problems.extend(found)
+    # What was just found damaged says no more when it is read.
+    whole = [file for file, found in zip(manifest.files, wrong, strict=False) if not found]
+    read = read_ahead(
+        lambda file: [_contents(storage, manifest, file)], whole, min(_READERS, readers(whole))
+    )
+    schemas = []
+    for file, (found, schema) in zip(whole, read, strict=True):
+        problems.extend(found)
+        if schema is not None:
+            schemas.append((f"{storage.uri}/{file.path}", schema))
+    problems.extend(_type_problems(storage, manifest, schemas))
     if not problems:
         problems.extend(_tombstone_problems(storage, manifest))
         if ids:
             problems.extend(_duplicate_ids(storage, manifest))
     return VerifyReport(
         version=manifest.version,
-        files=len(codes) + len(others),
-        bytes=sum(file.size for file, _ in codes + others),
+        files=len(manifest.files) + len(others),
+        bytes=sum(file.size for file in (*manifest.files, *others)),
         problems=tuple(problems),
     )
 
@@ -72,9 +96,8 @@ def _model_problems(storage: Storage, manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _file_problems(
-    storage: Storage, manifest: Manifest, file: FileEntry, holds_codes: bool
-) -> list[str]:
+def _file_problems(storage: Storage, file: FileEntry) -> list[str]:
+    """Whether the file is the one that the manifest names."""
     where = f"{storage.uri}/{file.path}"
     try:
         size, sha256 = _hash(storage, file.path)
@@ -82,15 +105,94 @@ def _file_problems(
             return [f"{where}: {size} bytes, the manifest says {file.size}"]
         if sha256 != file.sha256:
             return [f"{where}: hashes to {sha256[:12]}, the manifest says {file.sha256[:12]}"]
-        if holds_codes:
-            open_code_file(storage, file, model=manifest.model, geometry=manifest.geometry)
-        elif (rows := pq.read_metadata(storage.open(file.path)).num_rows) != file.rows:
+        rows = pq.read_metadata(storage.open(file.path)).num_rows
+        if rows != file.rows:
             return [f"{where}: {rows} rows, the manifest says {file.rows}"]
     except NotFoundError:
         return [f"{where}: named by the manifest but missing"]
-    except (DqError, pa.ArrowException) as error:
+    except (DqError, pa.ArrowException, OSError) as error:
         return [f"{where}: {error}"]
     return []
+
+
+def _contents(
+    storage: Storage, manifest: Manifest, file: FileEntry
+) -> tuple[list[str], pa.Schema | None]:
+    """What a search would not get out of a code file, and the types of its carried columns."""
+    where = f"{storage.uri}/{file.path}"
+    try:
+        with open_code_file(
+            storage, file, model=manifest.model, geometry=manifest.geometry
+        ) as opened:
+            schema = file_schema(opened, manifest.columns, where)
+            problems = list(_row_problems(opened, manifest, storage.local(file.path)))
+            return [f"{where}: {problem}" for problem in problems], schema
+    except (DqError, pa.ArrowException, OSError) as error:
+        return [f"{where}: {error}"], None
+
+
+def _row_problems(file: pq.ParquetFile, manifest: Manifest, local: Path | None) -> Iterator[str]:
+    """Read the codes, cells, second codes, ids, and carried columns, a batch at a time."""
+    geometry, found = manifest.geometry, file.schema_arrow
+    wanted = {"id": pa.type_for_alias(manifest.id_type), "code": pa.binary(geometry.code_size)}
+    if geometry.refine_m:
+        wanted["refine_code"] = pa.binary(geometry.refine_m)
+    if geometry.nlist:
+        wanted["cell"] = pa.int32()
+    for name, kind in wanted.items():
+        if found.names.count(name) != 1:
+            yield f"has {found.names.count(name)} columns '{name}', expected one"
+        elif found.field(name).type != kind and not (
+            name == "id" and {str(found.field(name).type), str(kind)} == {*NUMBERS}
+        ):
+            yield f"column '{name}' is {found.field(name).type}, expected {kind}"
+        else:
+            continue
+        return
+    outside = 0
+    for _, cells in read_codes(file, geometry, local):
+        if cells is not None:
+            outside += int(((cells < 0) | (cells >= geometry.nlist)).sum())
+    if outside:
+        yield f"{outside} rows lie in cells that the model does not have"
+    if geometry.refine_m:
+        for _ in read_second_codes(file, geometry, local):
+            pass
+    nulls = dict.fromkeys(wanted, 0)
+    for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+        as_type(batch.column("id"), manifest.id_type)  # raises where one does not fit
+        for name in wanted:
+            nulls[name] += batch.column(name).null_count
+    for name, count in nulls.items():
+        if count:
+            yield f"{count} rows have no {name}"
+
+
+def _type_problems(
+    storage: Storage, manifest: Manifest, found: list[tuple[str, pa.Schema]]
+) -> Iterator[str]:
+    """Files whose carried columns cannot be read as those of the version, or beside the others."""
+    known = None
+    if manifest.arrow_schema is not None:
+        try:
+            known = carried_schema(storage, manifest)
+        except IntegrityError as error:
+            yield str(error)
+            return
+    for file in found:
+        try:
+            both = join_schemas([("", known), file] if known is not None else [file], "the version")
+        except InputError as error:
+            yield str(error)
+            continue
+        if manifest.arrow_schema is None:
+            known = both
+        elif both != known:
+            yield f"{file[0]}: its columns are {_spell(file[1])}, the manifest says {_spell(known)}"
+
+
+def _spell(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
 def _hash(storage: Storage, path: str) -> tuple[int, str]:

@@ -4,7 +4,7 @@ import contextlib
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 from dq_cluster.errors import InputError
 from dq_cluster.index.ahead import read_ahead, readers
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.codefile import open_code_file
+from dq_cluster.index.codefile import file_schema, open_code_file, row_schema
+from dq_cluster.index.columns import conform
+from dq_cluster.index.ids import TEXT
 from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.index.plain import PlainColumn, plain_runs
 from dq_cluster.index.tombstones import deleted_ordinals
@@ -100,11 +102,11 @@ class Rows:
         StorageError where that has no room.
         """
         shard = shard or plan_shards(manifest.files, 1)[0]
-        carried = list(manifest.columns)
+        schema = row_schema(index.storage, manifest)
         in_place: list[PlainColumn | None] = []  # None: the next batch that has ids
         with_ids: list[bool] = []  # whether a batch has
         with _Copy() as whole, _Copy() as beside_ids:
-            read = partial(_parts, index, manifest)
+            read = partial(_parts, index, manifest, schema)
             for ids, columns in read_ahead(read, shard.files, readers(shard.files)):
                 if ids is not None:
                     in_place.append(ids)
@@ -116,10 +118,8 @@ class Rows:
         batches = [next(copied if has else beside) for has in with_ids]
         ids_of = (batch["id"] for batch, has in zip(batches, with_ids, strict=True) if has)
         pieces = [next(ids_of) if piece is None else piece for piece in in_place]
+        carried = list(manifest.columns)
         others = [batch.select(carried) for batch in batches] if carried else []
-        schema = pa.schema([("id", pa.type_for_alias(manifest.id_type))])
-        for column in others[0].schema if others else ():
-            schema = schema.append(column)
         deleted = deleted_ordinals(index.storage, manifest)
         return cls(pieces, others, schema, shard.base, deleted)
 
@@ -130,13 +130,13 @@ class Rows:
         file was damaged, or cannot be read, since it was loaded.
         """
         missing = set(columns) - set(self.schema.names)
-        if missing and self._ids:
+        if missing:
             raise InputError(
                 f"the index carries no column {', '.join(sorted(missing))}; "
                 f"it carries {', '.join(self.schema.names)}"
             )
         if not len(ordinals):
-            return pa.table({name: pa.nulls(0) for name in columns})
+            return pa.schema([self.schema.field(name) for name in columns]).empty_table()
         found: dict[str, pa.ChunkedArray] = {}
         if others := [name for name in columns if name != "id"]:
             batches = [batch.select(others) for batch in self._batches]
@@ -161,8 +161,19 @@ class Rows:
 
     def matching(self, filter: Filter) -> np.ndarray:
         """Which rows satisfy `filter`: (rows,) bool."""
-        masks = [filter.mask(batch) for batch in self._batches]
-        return np.concatenate(masks) if masks else np.zeros(0, bool)
+        keep = np.ones(self._starts[-1] - self._starts[0], bool)
+        for part, batches in zip(
+            filter.split("id"), (self._id_batches(), self._batches), strict=True
+        ):
+            if part.conditions and len(keep):
+                keep &= np.concatenate([part.mask(batch) for batch in batches])
+        return keep
+
+    def _id_batches(self) -> Iterator[pa.RecordBatch]:
+        """The ids of all rows; a batch is valid until the next."""
+        for ids in self._ids:
+            for block in ids.blocks() if isinstance(ids, PlainColumn) else [ids]:
+                yield pa.RecordBatch.from_arrays([pa.array(block)], ["id"])
 
 
 T = TypeVar("T")
@@ -196,32 +207,22 @@ def _ids_of(ids: Ids, rows: np.ndarray) -> pa.Table:
     return pa.table({"id": pa.array(ids.take(rows)) if plain else ids.take(pa.array(rows))})
 
 
-def _parts(index: Index, manifest: Manifest, entry: FileEntry) -> Iterator[_Part]:
-    """The rows of a code file."""
+def _parts(
+    index: Index, manifest: Manifest, schema: pa.Schema, entry: FileEntry
+) -> Iterator[_Part]:
+    """The rows of a code file, as `schema`: the id, and the carried columns."""
     carried = list(manifest.columns)
     local = index.storage.local(entry.path)
     with open_code_file(
         index.storage, entry, model=manifest.model, geometry=manifest.geometry
     ) as file:
-        runs = plain_runs(file, "id", 8) if manifest.id_type == "int64" else None
-        copied = carried
+        file_schema(file, carried, f"{index.storage.uri}/{entry.path}")
+        runs = plain_runs(file, "id", 8) if manifest.id_type != TEXT else None
+        copied = schema
         if local is not None and runs is not None:
-            yield _Part(PlainColumn(local, runs, np.dtype("<i8")), None)
-        else:
-            copied = ["id", *carried]
-        if copied:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=copied):
-                yield _Part(None, batch)
-
-
-def to_id(value: Any, id_type: str) -> int | str:
-    """`value` as an id of the version. Raises InputError where it cannot be one."""
-    if id_type == "string":
-        return str(value)
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        raise InputError(f"ids of this index are whole numbers, not {value!r}") from None
-    if not -(2**63) <= number < 2**63:
-        raise InputError(f"id {number} does not fit 64 bits")
-    return number
+            # Whole numbers of a version that fit its type are the same 64 bits, signed or not.
+            yield _Part(PlainColumn(local, runs, np.dtype(manifest.id_type)), None)
+            copied = schema.remove(0)
+        if copied.names:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=copied.names):
+                yield _Part(None, conform(batch, copied))

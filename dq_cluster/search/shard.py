@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from dq_cluster.search.placement import Shard, plan_shards
 from dq_cluster.search.refine import Refiner
 from dq_cluster.search.rows import Rows
 from dq_cluster.search.searcher import Searcher
+from dq_cluster.search.values import to_json
 from dq_cluster.storage import translated
 
 _GPU_LABEL_BYTES = 4
@@ -61,10 +61,10 @@ class ShardAnswer:
 
 @dataclass(frozen=True)
 class Item:
-    """One row: what its longest code stands for, (dim,) float32, its id and carried columns."""
+    """One row: what its longest code stands for, (dim,) float32, and its `uri`, if carried."""
 
     embedding: np.ndarray
-    columns: dict[str, Any]
+    uri: str | None
 
 
 class LoadedShard:
@@ -99,8 +99,10 @@ class LoadedShard:
         ordinal = self.rows.find(id)
         if ordinal is None:
             return None
-        columns = self.rows.take(np.array([ordinal]), self.rows.schema.names).to_pylist()[0]
-        return Item((self.refiner or self.searcher).embedding(ordinal), columns)
+        uri = None
+        if "uri" in self.rows.schema.names:
+            (uri,) = to_json(self.rows.take(np.array([ordinal]), ["uri"]).column("uri"))
+        return Item((self.refiner or self.searcher).embedding(ordinal), uri)
 
 
 def load_shard(

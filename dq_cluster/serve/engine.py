@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from dq_cluster.errors import InputError, NotFoundError
 from dq_cluster.images.config import ImageLimits
@@ -18,12 +19,13 @@ from dq_cluster.images.decode import decode_image
 from dq_cluster.images.guard import ApartPool
 from dq_cluster.images.thumbnail import thumbnail
 from dq_cluster.index.catalog import Index
+from dq_cluster.index.codefile import row_schema
+from dq_cluster.index.ids import to_id
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.observe.metrics import STEP_SECONDS
 from dq_cluster.observe.tracing import trace_headers
 from dq_cluster.search.filters import Filter, parse_filter
 from dq_cluster.search.placement import Shard, plan_shards
-from dq_cluster.search.rows import to_id
 from dq_cluster.search.shard import Item, ShardQuery
 from dq_cluster.serve.api import (
     CoverageError,
@@ -48,9 +50,13 @@ Call = Callable[[int, str, Any], Awaitable[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """Everything the router knows about the one version that it serves."""
+    """Everything the router knows about the one version that it serves.
+
+    schema: of the id and the carried columns, which a filter can ask for.
+    """
 
     manifest: Manifest
+    schema: pa.Schema
     shards: tuple[Shard, ...]
     embedder: Embedder
     limits: ImageLimits
@@ -78,7 +84,9 @@ class Served:
         else:
             decode = ApartPool(limits, _DECODERS) if apart else partial(decode_image, limits=limits)
             embedder = Embedder(index.storage, manifest.model, decode)
-        return cls(manifest, plan_shards(manifest.files, settings.shards), embedder, limits)
+        schema = row_schema(index.storage, manifest)
+        shards = plan_shards(manifest.files, settings.shards)
+        return cls(manifest, schema, shards, embedder, limits)
 
     def k_factor(self, asked: int | None, usual: int) -> int:
         """How many candidates for each neighbour are re-ranked. Raises InputError."""
@@ -167,10 +175,8 @@ class Engine:
             k=request.k,
             nprobe=self.settings.nprobe if request.nprobe is None else request.nprobe,
             k_factor=served.k_factor(request.k_factor, self.settings.k_factor),
-            filter=parse_filter(request.filter, served.manifest.columns)
-            if request.filter
-            else None,
-            columns=tuple(name for name in request.include if name != "id"),
+            filter=parse_filter(request.filter, served.schema) if request.filter else None,
+            columns=tuple(dict.fromkeys(name for name in request.include if name != "id")),
             timeout_ms=timeout_ms,
             kind=kind,
         )
@@ -205,7 +211,7 @@ class Engine:
         Raises NotFoundError for an unknown id and for an image that cannot be read.
         """
         item = await self._find(id, self.served, self.settings.timeout_ms)
-        return await asyncio.to_thread(thumbnail, item.columns.get("uri"), self.served.limits)
+        return await asyncio.to_thread(thumbnail, item.uri, self.served.limits)
 
     async def _subject(
         self, request: SearchRequest, served: Served, timeout_ms: int
@@ -235,7 +241,7 @@ class Engine:
 
     async def _find(self, id: int | str, served: Served, timeout_ms: int) -> Item:
         wanted = to_id(id, served.manifest.id_type)
-        only = parse_filter({"id": wanted}, ())
+        only = parse_filter({"id": wanted}, served.schema)
         asked = [
             number
             for number, shard in enumerate(served.shards)

@@ -9,7 +9,8 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
-from dq_cluster.errors import DqError, NotFoundError, UserError
+from dq_cluster.errors import DqError, InputError, NotFoundError, UserError
+from dq_cluster.search.operands import EXACT_IN_DOUBLES
 from dq_cluster.serve.api import (
     CoverageError,
     IndexInfo,
@@ -111,7 +112,10 @@ def request_of(asked: pb.SearchRequest) -> SearchRequest:
         if asked.HasField(name):
             values[name] = getattr(asked, name)
     if asked.HasField("filter"):
-        values["filter"] = _whole_numbers(json_format.MessageToDict(asked.filter))
+        try:
+            values["filter"] = _whole_numbers(json_format.MessageToDict(asked.filter))
+        except ValueError as error:  # a number that is not finite
+            raise InputError(f"filter: {error}") from None
     return parse_request(values)
 
 
@@ -147,19 +151,32 @@ def version_message(info: VersionInfo) -> pb.Version:
 
 
 def _id(id: int | str) -> pb.Id:
-    return pb.Id(number=id) if isinstance(id, int) else pb.Id(text=id)
+    if isinstance(id, str):
+        return pb.Id(text=id)
+    return pb.Id(number=id) if id < 2**63 else pb.Id(large_number=id)
 
 
 def _struct(values: Mapping[str, Any]) -> Struct:
     struct = Struct()
-    struct.update(values)
+    struct.update(_exact(values))
     return struct
 
 
+def _exact(value: Any) -> Any:
+    """A Struct has only doubles: a whole number that would be rounded goes as text."""
+    if isinstance(value, Mapping):
+        return {name: _exact(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_exact(each) for each in value]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if whole and abs(value) > EXACT_IN_DOUBLES else value
+
+
 def _whole_numbers(value: Any) -> Any:
-    """A Struct knows only floating point: give whole numbers back their type."""
+    """A Struct knows only doubles: give whole numbers back their type, where it is certain."""
     if isinstance(value, dict):
         return {name: _whole_numbers(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_whole_numbers(each) for each in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    whole = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_IN_DOUBLES
+    return int(value) if whole else value

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from dq_cluster.search.merge import MISSING, merge, rerank
 from dq_cluster.search.shard import ShardAnswer
+from dq_cluster.search.values import to_json
 from dq_cluster.serve.api import Hit
 
 
@@ -30,12 +31,11 @@ def merge_hits(answers: Sequence[ShardAnswer], k: int, columns: tuple[str, ...])
     tables = [a.rows for a in answers if a.rows.num_rows]
     if not tables:
         return [[] for _ in scores]
-    rows = pa.concat_tables(tables, promote_options="permissive").take(pa.array(winners[present]))
-    ids = rows.column("id").to_pylist()
-    extra = rows.select(list(columns)).to_pylist() if columns else [{}] * len(ids)
+    rows = pa.concat_tables(tables).take(pa.array(winners[present]))
+    values = zip(*(to_json(rows.column(name)) for name in ("id", *columns)), strict=True)
     hits = [
-        Hit(id, score, more)
-        for id, score, more in zip(ids, scores[present].tolist(), extra, strict=True)
+        Hit(id, score, dict(zip(columns, more, strict=True)))
+        for score, (id, *more) in zip(scores[present].tolist(), values, strict=True)
     ]
     ends = np.cumsum(present.sum(axis=1))
     return [hits[end - count : end] for end, count in zip(ends, present.sum(axis=1), strict=True)]

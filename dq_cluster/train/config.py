@@ -37,7 +37,8 @@ class QualityGate(Settings):
 class TrainSettings(Settings):
     """One training run: features in, a model in the index out.
 
-    index, features: URIs; features is a Parquet file or a folder of them. name: the run's name;
+    index, features: URIs; features is a file of features, Parquet or `.npy`, or a folder of them,
+    and feature_column their column. name: the run's name;
     submitting the same name again resumes it. storage: where the run keeps neighbours and
     checkpoints, by default `<index>/runs/<name>/train`. workers: a number, or min and max.
     validation_fraction: rows held out of training to measure the model, 2,000 at most.
@@ -48,6 +49,7 @@ class TrainSettings(Settings):
 
     index: str
     features: str
+    feature_column: str = "feature"
     name: str = Field("train", pattern=RUN_NAME)
     storage: str | None = None
     model: ModelSettings = ModelSettings()

@@ -95,7 +95,7 @@ def train(settings: TrainSettings) -> ModelCard:
 
 
 def _training_rows(settings: TrainSettings) -> TrainingRows:
-    features = open_features(settings.features)
+    features = open_features(settings.features, settings.feature_column)
     rows = TrainingRows(features, Split(features.rows, settings.validation_fraction, settings.seed))
     needed = max(settings.model.neighbours, 10)
     if rows.count <= needed or rows.count == features.rows:

@@ -20,12 +20,14 @@ class Vectors(_message.Message):
     def __init__(self, vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ...) -> None: ...
 
 class Id(_message.Message):
-    __slots__ = ("number", "text")
+    __slots__ = ("number", "text", "large_number")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    LARGE_NUMBER_FIELD_NUMBER: _ClassVar[int]
     number: int
     text: str
-    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+    large_number: int
+    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., large_number: _Optional[int] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
     __slots__ = ("vectors", "embeddings", "id", "image", "k", "nprobe", "timeout_ms", "min_coverage", "filter", "include", "k_factor")

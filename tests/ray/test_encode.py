@@ -7,10 +7,13 @@ import pyarrow as pa
 import pytest
 import torch
 
+from dq_cluster.client import Client
 from dq_cluster.encode.config import FeaturizeSettings
 from dq_cluster.encode.featurize import featurize
 from dq_cluster.encode.run import encode
 from dq_cluster.errors import ConfigError, InputError, NotFoundError, QualityGateError
+from dq_cluster.evaluate.config import EvaluateSettings
+from dq_cluster.evaluate.version import evaluate_version
 from dq_cluster.images.config import BackboneSettings, SourceSettings
 from dq_cluster.images.features import open_features
 from dq_cluster.index.models import ModelCard
@@ -367,3 +370,60 @@ def test_what_a_run_leaves_out_is_in_its_result(
     summary = encode(settings_for(index, card, source))
     counted = {"further image of a sample": 1, "tar member named __…__": 1}
     assert (summary["rows"], summary["skipped"]) == (1, counted)
+
+
+def test_hashes_as_ids_and_images_as_hugging_face_writes_them(
+    tmp_path: Path, index: str, card: ModelCard, backbone: BackboneSettings
+) -> None:
+    hashes = [2**63 + 5 + n if n > 35 else n for n in range(70)]
+    for name, rows in {"a": range(35), "b": range(35, 70)}.items():
+        columns = {
+            "image": [{"bytes": IMAGES[n], "path": f"{n}.jpg"} for n in rows],
+            "hash": pa.array([hashes[n] for n in rows], pa.uint64()),
+        }
+        write_parquet(tmp_path / "pile" / f"{name}.parquet", columns, row_group_size=7)
+    source = SourceSettings(kind="parquet", uri=str(tmp_path / "pile"), id_column="hash")
+    encode(settings_for(index, card, source))
+    catalog, manifest = current(index)
+    table = read_version(catalog.storage, manifest)
+    expected = codes_of(catalog.storage, card, features_of(IMAGES, backbone))
+    assert (manifest.id_type, manifest.rejected) == ("uint64", 0)
+    assert sorted(table.column("id").to_pylist()) == hashes
+    assert table.column("code").to_pylist() == expected
+
+    encode(settings_for(index, card, pile(tmp_path / "more"), append=True, run="more"))
+    catalog, manifest = current(index)
+    assert (manifest.id_type, manifest.rows) == ("uint64", 140)
+    with Client(index) as client:
+        assert {hit.id for hit in client.search(id=hashes[-1], k=140).hits[0]} == {
+            *hashes,
+            *range(1000, 1070),
+        }
+    numbered = source.model_copy(update={"id_column": "row"})
+    with pytest.raises(InputError, match="which start at 0 again"):
+        encode(settings_for(index, card, numbered, append=True))
+
+
+def test_embeddings_as_clip_retrieval_writes_them(
+    tmp_path: Path, index: str, card: ModelCard, backbone: BackboneSettings
+) -> None:
+    folder = tmp_path / "clip"
+    features = features_of(IMAGES, backbone).astype(np.float16)
+    for n, part in enumerate(np.array_split(features, 3)):
+        (folder / "img_emb").mkdir(parents=True, exist_ok=True)
+        np.save(folder / "img_emb" / f"img_emb_{n}.npy", part)
+        paths = {"image_path": [f"{n}/{row}.jpg" for row in range(len(part))]}
+        write_parquet(folder / "metadata" / f"metadata_{n}.parquet", paths)
+    source = SourceSettings(kind="features", uri=str(folder))
+    encode(settings_for(index, card, source))
+    catalog, manifest = current(index)
+    table = read_version(catalog.storage, manifest)
+    wanted = codes_of(catalog.storage, card, features.astype(np.float32))
+    assert table.column("code").to_pylist() == wanted
+    assert table.column("id").to_pylist()[:2] == ["0/0.jpg", "0/1.jpg"]
+    asked = {"index": index, "database": str(folder), "queries": str(folder / "img_emb"), "k": 10}
+    assert evaluate_version(EvaluateSettings(**asked))["queries"] == 70
+    np.save(tmp_path / "other.npy", features[:, :-1])
+    other = SourceSettings(kind="features", uri=str(tmp_path / "other.npy"))
+    with pytest.raises(InputError, match=r"have 47 numbers, those that model .* 48"):
+        encode(settings_for(index, card, other))

@@ -210,7 +210,12 @@ def test_a_row_of_a_parquet_file_is_a_picture(tmp_path: Path) -> None:
     for row in ("5", "6", "-1", "x", ""):
         with pytest.raises(NotFoundError, match="no readable picture"):
             thumbnail(f"{path}#{row}", ImageLimits())
-    pq.write_table(pa.table({"picture": images}), path)
+    structs = [{"bytes": data, "path": None} for data in images]
+    for column in (images, structs):  # as Hugging Face writes them, and the only one it can be
+        for name in ("pile.parquet", "pile.PQ", "pile.parquet.gzip"):
+            pq.write_table(pa.table({"picture": column}), tmp_path / name)
+            assert thumbnail(f"{tmp_path}/{name}#3", ImageLimits())
+    pq.write_table(pa.table({"picture": images, "mask": images}), path)
     with pytest.raises(NotFoundError):
         thumbnail(f"{path}#0", ImageLimits())
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from dq_cluster.encode.load import Expectation, load
 from dq_cluster.images.config import SourceSettings
@@ -58,3 +59,17 @@ def test_chunks_of_pictures_are_bounded_in_bytes(tmp_path: Path) -> None:
         {"id": 39, "uri": f"{tmp_path}/p.parquet#39", "reason": "not_an_image"}
     ]
     np.testing.assert_array_equal(chunks[1].payload[0], decode_image(images[21], size))
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float64()), pa.large_list(pa.float64()), pa.list_view(pa.float64())]
+)
+def test_features_beyond_float32_are_rejected_by_row(tmp_path: Path, kind: pa.DataType) -> None:
+    rows = [[1.5, 2.0], [1e300, 1.0], [], None, [1.0, None], [3.0, -4.0]]
+    write_parquet(tmp_path / "f.parquet", {"id": range(6), "emb": pa.array(rows, kind)})
+    source = SourceSettings(kind="features", uri=str(tmp_path))
+    (chunk,) = load(source, list(open_source(source).units()), Expectation(0, 2))
+    assert chunk.payload.dtype == np.float32
+    assert chunk.payload.tolist() == [rows[0], rows[5]]
+    assert chunk.rejects.column("id").to_pylist() == [1, 2, 3, 4]
+    assert set(chunk.rejects.column("reason").to_pylist()) == {"bad_feature"}

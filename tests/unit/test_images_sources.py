@@ -1,8 +1,10 @@
 """Each kind of source lists and reads the same pictures, and says what it could not read."""
 
+import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dq_cluster.config import validate_settings
+from dq_cluster.encode.packing import divide
 from dq_cluster.errors import ConfigError, InputError
 from dq_cluster.images.config import ImageLimits, SourceSettings
 from dq_cluster.images.decode import Reason
@@ -154,7 +157,7 @@ class TestParquet:
         ("columns", "message"),
         [
             ({"image": [b"x"]}, "has no column 'id'; columns: image"),
-            ({"id": [1.5], "image": [b"x"]}, "must be integers or strings, not double"),
+            ({"id": [1.5], "image": [b"x"]}, "holds double, not integers or strings: floats"),
             ({"id": [1], "image": ["x"]}, "column 'image' holds string, not bytes"),
         ],
     )
@@ -168,7 +171,8 @@ class TestParquet:
     def test_files_must_agree(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "a.parquet", {"id": [1], "image": [b"x"]})
         write_parquet(tmp_path / "b.parquet", {"id": ["1"], "image": [b"x"]})
-        with pytest.raises(InputError, match=r"b\.parquet has columns id string"):
+        message = r"b\.parquet: id is string from 'id', in the files before it int64 from 'id'"
+        with pytest.raises(InputError, match=message):
             list(open_source(SourceSettings(kind="parquet", uri=str(tmp_path))).units())
 
     def test_what_is_no_parquet_is_named(self, tmp_path: Path) -> None:
@@ -191,6 +195,106 @@ class TestParquet:
             r for t in source.read(source.units(), 10) for r in t.column("reason").to_pylist()
         ]
         assert reasons == [None] * 4 + ["unreadable_file"] * 4
+
+    def test_a_value_that_does_not_fit_is_not_damage(self, tmp_path: Path) -> None:
+        ids = pa.array([Decimal(2), Decimal(2**64)], pa.decimal128(38, 0))
+        write_parquet(tmp_path / "a.parquet", {"id": ids, "image": [b"x", b"y"]})
+        with pytest.raises(
+            InputError, match=r"a\.parquet row 1: the value of column 'id' \(decimal"
+        ):
+            read_all(SourceSettings(kind="parquet", uri=str(tmp_path)))
+
+    def test_ids_that_do_not_go_together_are_not_damage(self, tmp_path: Path) -> None:
+        ids = pa.array([Decimal(-2), Decimal(2**63)], pa.decimal128(38, 0))
+        write_parquet(tmp_path / "a.parquet", {"id": ids, "image": [b"x", b"y"]})
+        with pytest.raises(InputError, match=r"a\.parquet rows 0 to 2: values of column 'id'"):
+            read_all(SourceSettings(kind="parquet", uri=str(tmp_path)))
+
+    def test_text_that_is_not_utf8_is_located(self, tmp_path: Path) -> None:
+        offsets, data = pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"a\xff")
+        names = pa.Array.from_buffers(pa.string(), 2, [None, offsets, data])
+        write_parquet(tmp_path / "a.parquet", {"id": names, "image": [b"x", b"y"]})
+        with pytest.raises(InputError, match=r"a\.parquet row 1: .* Invalid UTF8"):
+            read_all(SourceSettings(kind="parquet", uri=str(tmp_path)))
+
+    def test_whole_numbers_of_any_width_are_ids_of_one_pile(self, tmp_path: Path) -> None:
+        wanted = [[-5, 7], [2**40, 3], [2**63 + 5, 9], [2**63, 1]]
+        kinds = [pa.int8(), pa.int64(), pa.uint64(), pa.decimal128(38, 0)]
+        for n, (values, kind) in enumerate(zip(wanted, kinds, strict=True)):
+            cast = Decimal if pa.types.is_decimal(kind) else int
+            ids = pa.array([cast(value) for value in values], kind)
+            write_parquet(tmp_path / f"{n}.parquet", {"id": ids, "image": [b"x", b"y"]})
+        source = open_source(SourceSettings(kind="parquet", uri=str(tmp_path)))
+        tables = list(source.read(source.units(), 10))
+        assert [table.column("id").to_pylist() for table in tables] == wanted
+        assert [str(t.column("id").type) for t in tables] == ["int64", "int64", "uint64", "uint64"]
+        assert not any(table.column("reason").drop_null() for table in tables)
+
+    @pytest.mark.parametrize("name", ["image", "image.bytes", "image.original.bytes"])
+    def test_images_in_structs(self, tmp_path: Path, name: str) -> None:
+        images: list[object] = [{"bytes": data, "path": "a.jpg"} for data in IMAGES]
+        images[3] = {"bytes": None, "path": "b.jpg"}
+        if name.count(".") == 2:
+            images = [{"original": image} for image in images]
+        write_parquet(tmp_path / "a.parquet", {"image": images, "label": range(10)})
+        settings = SourceSettings(
+            kind="parquet",
+            uri=str(tmp_path),
+            id_column="label",
+            image_column="image" if name == "image" else name,
+        )
+        table = read_all(settings)
+        assert table.column("image").to_pylist() == [*IMAGES[:3], None, *IMAGES[4:]]
+
+    def test_paths_instead_of_images_are_refused(self, tmp_path: Path) -> None:
+        images = [{"bytes": None, "path": f"{n}.jpg"} for n in range(3)]
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        write_parquet(tmp_path / "a.parquet", {"id": [1, 2, 3], "image": pa.array(images, kind)})
+        with pytest.raises(InputError, match="only the paths of its images"):
+            read_all(SourceSettings(kind="parquet", uri=str(tmp_path)))
+
+    def test_the_only_column_that_can_be_meant_is_read(
+        self,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        path = write_parquet(tmp_path / "a.parquet", {"id": range(10), "jpg": list(IMAGES)})
+        monkeypatch.setattr(logging.getLogger("dq_cluster"), "propagate", True)
+        with caplog.at_level("INFO"):
+            table = read_all(SourceSettings(kind="parquet", uri=str(tmp_path)))
+        assert table.column("image").to_pylist() == list(IMAGES)
+        assert "the image is column 'jpg'" in caplog.text
+        write_parquet(path, {"id": range(10), "left": list(IMAGES), "right": list(IMAGES)})
+        message = "no column 'image'; columns: id, left, right; set image_column to left or right"
+        with pytest.raises(InputError, match=message):
+            read_all(SourceSettings(kind="parquet", uri=str(tmp_path)))
+
+    def test_ids_from_the_place_of_a_row_are_the_same_whoever_reads(self, tmp_path: Path) -> None:
+        for name, count in {"a": 3, "b": 4, "empty": 0, "c/d": 3}.items():
+            write_parquet(
+                tmp_path / f"{name}.parquet",
+                {"image": pa.array([b"x"] * count, pa.binary()), "label": range(count)},
+                row_group_size=2,
+            )
+        places = [f"a.parquet#{n}" for n in range(3)] + [f"b.parquet#{n}" for n in range(4)]
+        places += [f"c/d.parquet#{n}" for n in range(3)]
+        for column, ids in {"row": list(range(10)), "path": places}.items():
+            settings = SourceSettings(kind="parquet", uri=str(tmp_path), id_column=column)
+            units = list(open_source(settings).units())
+            for parts in range(1, 11):
+                lanes = divide(units, parts)
+                tables = [t for lane in lanes for t in open_source(settings).read(lane, 2)]
+                assert [id for t in tables for id in t.column("id").to_pylist()] == ids
+        message = "no column 'id'; columns: image, label; set id_column to one of them, to 'row'"
+        with pytest.raises(InputError, match=message):
+            read_all(SourceSettings(kind="parquet", uri=str(tmp_path)))
+
+    def test_a_column_named_twice_is_said(self, tmp_path: Path) -> None:
+        table = pa.table([[1], [2], [b"x"]], names=["id", "id", "image"])
+        pq.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(InputError, match=r"a\.parquet has more than one column 'id'"):
+            read_all(SourceSettings(kind="parquet", uri=str(tmp_path)))
 
     def test_features(self, tmp_path: Path) -> None:
         values = pa.array(np.arange(20, dtype=np.float16))

@@ -133,7 +133,7 @@ class TestCodeFiles:
             code_table(ids, codes_for(3), GEOMETRY)
         with pytest.raises(InputError, match="reserved"):
             code_table(ids, codes_for(2), GEOMETRY, pa.table({"code": [1, 2]}))
-        with pytest.raises(InputError, match="int64 or string"):
+        with pytest.raises(InputError, match="int64, uint64, or string"):
             code_table(pa.array([1.0, 2.0]), codes_for(2), GEOMETRY)
 
 

@@ -29,6 +29,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# The last ones are beyond what a number of JavaScript can say.
+IDS = [*range(50), *range(2**63 + 5, 2**63 + 15)]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
@@ -47,7 +49,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     pixels = np.stack([decode_image(path.read_bytes(), 8) for path in pictures])
     features = backbone.features(pixels)
     card = make_model(uri, preprocessing=backbone.preprocessing, feature_dim=features.shape[1])
-    make_version(uri, card, files=4, features=features, uris=[str(path) for path in pictures])
+    uris = [str(path) for path in pictures]
+    make_version(uri, card, files=4, features=features, uris=uris, ids=IDS)
     service = LocalService(ServeSettings(index=uri, shards=4))
     api = make_api(service, max_body_bytes=1 << 20, hide=uri)
     port = free_port()
@@ -93,6 +96,17 @@ def test_an_image_finds_itself_and_its_neighbours(page: Page, site: Site) -> Non
     first.click()
     expect(page.locator("#query")).to_contain_text("image ", timeout=30_000)
     assert page.input_value("#id") == str(ids[0])
+
+
+def test_a_long_id_keeps_every_digit(page: Page) -> None:
+    page.fill("#k", "60")
+    page.fill("#id", str(IDS[-1]))
+    page.click("text=Search")
+    page.wait_for_selector("#hits li")
+    shown = page.eval_on_selector_all("#hits li", "items => items.map(i => i.dataset.id)")
+    assert sorted(map(int, shown)) == IDS
+    page.locator(f'#hits li[data-id="{IDS[-1]}"]').click()
+    expect(page.locator("#query")).to_contain_text(f"image {IDS[-1]}", timeout=30_000)
 
 
 def test_a_random_image_of_the_index(page: Page) -> None:

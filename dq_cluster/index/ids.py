@@ -1,0 +1,87 @@
+"""Ids of an index: whole numbers of 64 bits, or text.
+
+A file stores numbers as int64 where all of its own fit, else as uint64 (hashes often need the
+64th bit). The `id_type` of a version is that of all its files together; readers convert the ids
+of a file to it, which changes no number.
+"""
+
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dq_cluster.errors import InputError
+from dq_cluster.index.manifest import FileEntry
+
+SIGNED, UNSIGNED, TEXT = "int64", "uint64", "string"
+NUMBERS = {SIGNED: range(-(2**63), 2**63), UNSIGNED: range(2**64)}
+_MIXED = "ids below 0 and ids from 2^63 on do not fit one index of 64-bit ids; write them as text"
+
+
+def joined(parts: Sequence[pa.Array]) -> pa.Array:
+    """All ids, as the narrowest type that holds them. Raises InputError where none does."""
+    types = {part.type for part in parts}
+    if types == {pa.int64(), pa.uint64()}:
+        if any(pc.min(part).as_py() < 0 for part in parts if pc.count(part).as_py()):
+            raise InputError(_MIXED)
+        parts = [part.cast(pa.uint64()) for part in parts]
+    return narrowed(pa.concat_arrays(parts))
+
+
+def narrowed(ids: pa.Array) -> pa.Array:
+    """uint64 ids as int64, if all of them fit; others as they are."""
+    if ids.type == pa.uint64() and (pc.max(ids).as_py() or 0) in NUMBERS[SIGNED]:
+        return ids.cast(pa.int64())
+    return ids
+
+
+def concat_rows(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables with an `id` column as one; their ids may be int64 in one and uint64 in another."""
+    ids = joined([table.column("id").combine_chunks() for table in tables])
+    together = pa.concat_tables([table.drop_columns(["id"]) for table in tables])
+    return together.add_column(0, "id", ids)
+
+
+def common_type(types: Iterable[str], files: Iterable[FileEntry]) -> str:
+    """The `id_type` of a version whose `files` have ids of `types`.
+
+    Raises InputError where no type holds them all; the files' statistics tell.
+    """
+    found = sorted(set(types))
+    if found == [SIGNED, UNSIGNED]:
+        smallest = [file.stats["id"].min for file in files if "id" in file.stats]
+        if any(isinstance(low, int) and low < 0 for low in smallest):
+            raise InputError(_MIXED)
+        return UNSIGNED
+    if len(found) != 1:
+        raise InputError(
+            f"ids are {' in one part and '.join(found) or 'missing'}; an index has numbers or text"
+        )
+    return found[0]
+
+
+def as_type(ids: pa.Array, id_type: str) -> pa.Array:
+    """Ids of a file as the version's `id_type` (see `common_type`)."""
+    return ids.cast(pa.type_for_alias(id_type))
+
+
+def to_ids(values: Sequence[Any], id_type: str) -> pa.Array:
+    """What users give, as ids of the version. Raises InputError."""
+    return pa.array([to_id(value, id_type) for value in values], pa.type_for_alias(id_type))
+
+
+def to_id(value: Any, id_type: str) -> int | str:
+    """`value` as an id of the version. Raises InputError where it cannot be one."""
+    if id_type == TEXT:
+        return str(value)
+    try:
+        whole = isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value.strip())
+        number = int(value) if whole else operator.index(value)
+    except TypeError:
+        raise InputError(f"ids of this index are whole numbers, not {value!r}") from None
+    if number not in NUMBERS[id_type]:
+        raise InputError(f"id {number} is outside the ids of this index, which are {id_type}")
+    return number

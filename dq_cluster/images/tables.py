@@ -20,7 +20,7 @@ from dq_cluster.storage import FileInfo, Storage, translated
 # Of Parquet files, as their writers name them.
 SUFFIXES = (".parquet", ".parq", ".pq", ".parquet.gzip", ".parquet.snappy", ".parquet.zstd")
 FEATURE = "feature"  # the column that an array is
-_ARRAY = ".npy"
+ARRAY = ".npy"
 _ARRAY_GROUP = 8192  # rows of an array that are read together
 _LOOK_BYTES = 1 << 18
 _EMBEDDINGS = re.compile(r"((?:.*/)?)img_emb/img_emb_([^/]+)\.npy")
@@ -62,7 +62,7 @@ def row_files(storage: Storage, skipped: Skipped, *, arrays: bool) -> Iterator[F
     if not arrays:
         yield from list_named(storage, SUFFIXES, skipped)
         return
-    found = list(list_named(storage, (*SUFFIXES, _ARRAY), skipped))
+    found = list(list_named(storage, (*SUFFIXES, ARRAY), skipped))
     vectors = [info for info in found if _is_array(info.path)]
     if not any(_about(info.path) for info in vectors):
         if vectors and len(vectors) < len(found):
@@ -81,10 +81,16 @@ def row_files(storage: Storage, skipped: Skipped, *, arrays: bool) -> Iterator[F
 
 
 def split_uri(uri: str) -> tuple[Storage, str]:
-    """The folder to list and "", or the folder of a single file of rows and its name."""
+    """The folder to list and "", or the folder of a single file of rows and its name.
+
+    Spark names its folders like files: `pile.parquet/part-00000.parquet`.
+    """
     storage = Storage(uri)
-    if not uri.lower().endswith((*SUFFIXES, _ARRAY)):
+    if not uri.lower().endswith((*SUFFIXES, ARRAY)):
         return storage, ""
+    with translated(storage, ""):
+        if storage.filesystem.isdir(storage.path()):
+            return storage, ""
     folder, _, name = storage.uri.rpartition("/")
     return Storage(folder or "/"), name
 
@@ -237,7 +243,7 @@ def _none(file: RowFile) -> pa.Table:
 
 
 def _is_array(path: str) -> bool:
-    return path.lower().endswith(_ARRAY)
+    return path.lower().endswith(ARRAY)
 
 
 def _about(path: str) -> str | None:

@@ -409,3 +409,16 @@ def test_opening_reads_little_of_a_large_row_group(
     features = open_features(str(tmp_path))
     assert features.dim == 32
     assert 0 < sum(counted) < 3_000_000 < values.nbytes
+
+
+def test_a_folder_may_be_named_like_a_file(tmp_path: Path, s3: str) -> None:
+    write(tmp_path / "pile.parquet" / "part-00000.snappy.parquet", VALUES)
+    Storage(s3).upload(tmp_path / "pile.parquet/part-00000.snappy.parquet", "x.parquet/0.parquet")
+    for uri in (str(tmp_path / "pile.parquet"), f"{s3}/x.parquet", f"{s3}/x.parquet/0.parquet"):
+        features = open_features(uri)
+        np.testing.assert_array_equal(features.read(3, 9), VALUES[3:9])
+        source = open_source(SourceSettings(kind="features", uri=uri))
+        tables = source.read(source.units(), 100)
+        assert sum(table.num_rows for table in tables) == 20
+    with pytest.raises(NotFoundError, match=r"none\.parquet does not exist"):
+        open_features(str(tmp_path / "none.parquet"))

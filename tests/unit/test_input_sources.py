@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dq_cluster.images import names, parquet, tars
+from dq_cluster.images import names, tables, tars
 from dq_cluster.images.config import ImageLimits, SourceSettings
 from dq_cluster.images.formats import is_readable
 from dq_cluster.images.sources import open_source
@@ -81,8 +81,10 @@ def test_a_picture_without_its_plugin_is_skipped_by_its_bytes(tmp_path: Path) ->
 
 
 def test_files_of_the_other_kinds() -> None:
-    of_parquet, of_tars = (quoted(row[1]) for row in table("Files of the other kinds"))
-    assert of_parquet == list(parquet.SUFFIXES)
+    kinds = (quoted(row[1]) for row in table("Files of the other kinds"))
+    of_parquet, of_arrays, of_tars = kinds
+    assert of_parquet == list(tables.SUFFIXES)
+    assert of_arrays == [tables.ARRAY]
     assert of_tars == list(tars._SUFFIXES)
 
 

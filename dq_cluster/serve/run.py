@@ -97,10 +97,10 @@ def serve_forever(settings: ServeSettings, on_ready: Callable[[dict[str, Any]], 
     """
     with serving(settings) as url:
         version = Index.at(settings.index).manifest(settings.version).version
-        on_ready({"url": url, "index": settings.index, "version": version})
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
+        on_ready({"url": url, "index": settings.index, "version": version})
         stop.wait()
 
 

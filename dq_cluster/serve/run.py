@@ -11,6 +11,7 @@ from typing import Any
 
 from dq_cluster.cluster import in_thread
 from dq_cluster.cluster.room import wait_for_room
+from dq_cluster.cluster.surroundings import joined_address
 from dq_cluster.errors import DqError
 from dq_cluster.index.catalog import Index
 from dq_cluster.serve.config import ServeSettings
@@ -28,7 +29,7 @@ def fast_serve() -> None:
     machine. What the environment already says is kept, and a cluster that is joined (RAY_ADDRESS)
     has its switches from its own nodes.
     """
-    if os.environ.get("RAY_ADDRESS"):
+    if joined_address(os.environ):
         return
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
@@ -49,8 +50,7 @@ def serving(settings: ServeSettings) -> Iterator[str]:
     Index.at(settings.index).manifest(settings.version)
     from ray import serve
 
-    joined = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
-    if not joined:
+    if not joined_address(os.environ):
         check_ports(settings)
     # What others hold now, Serve's own account of the start names; it may be what this replaces.
     wait_for_room(needs(settings), "lower shards, replicas, routers, cpus or gpus", now=False)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 # Ray schedules by declared CPUs. Decode, backbone, and writer actors each claim one and must
 # all be alive for a pipeline to move, so a two-core laptop declares more than it has; the
 # operating system shares the real cores.
@@ -60,6 +62,7 @@ def _start_or_join() -> None:
     address = joined_address(os.environ)
     bypass_proxies()
     if address:
+        logger.info("joining the Ray cluster at %s", address)
         check_joined(address)
     else:
         check_local()

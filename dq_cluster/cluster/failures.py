@@ -37,9 +37,9 @@ def plain(error: BaseException) -> DqError:
         return found
     innermost = next((cause for cause in reversed(causes) if not _is_rays(cause)), error)
     if innermost is error:
-        return DqError(f"Ray reports {type(error).__name__}: {_first_line(error)}")
+        return DqError(f"Ray reports {type(error).__name__}: {_line(error)}")
     return DqError(
-        f"a worker failed with {type(innermost).__name__}: {_first_line(innermost)}; "
+        f"a worker failed with {type(innermost).__name__}: {_line(innermost)}; "
         f"its stack is in {keep_stack(error)}"
     )
 
@@ -78,6 +78,8 @@ def _is_rays(error: BaseException) -> bool:
     return isinstance(error, RayError)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else "without a message"
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    if "Traceback" in text:
+        return reason_in(text)
+    return text.partition("\n")[0].strip() or "without a message"

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from dq_cluster.cluster.failures import error_in, reason_in
+from ray.exceptions import RayError
+
+from dq_cluster.cluster.failures import error_in, plain, reason_in
 from dq_cluster.cluster.room import Need
 from dq_cluster.errors import ConfigError, DqError
 from dq_cluster.serve.config import ServeSettings
@@ -76,7 +78,7 @@ def wait_until_up(
     started = spoke = time.monotonic()
     while True:
         with contextlib.suppress(TimeoutError):
-            return _result(deployed)
+            return _check(deployed.exception(timeout=1))
         now = time.monotonic()
         if now - started >= limit_s:
             raise DqError(
@@ -88,21 +90,16 @@ def wait_until_up(
             log.info("waiting: %s; %.0f s left", not_up(status()), left)
 
 
-def _result(deployed: Future[None]) -> None:
-    done = False
-    try:
-        deployed.exception(timeout=1)
-        done = True
-        deployed.result()
-    except TimeoutError as error:
-        if not done:
-            raise
-        raise DqError(f"serving could not start: {error}") from error
-    except DqError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        found = error_in(str(error)) or reason_in(str(error))
-        raise DqError(f"serving could not start: {found}") from error
+def _check(error: BaseException | None) -> None:
+    """Raise what ended the deployment, as one line."""
+    if error is None:
+        return
+    if isinstance(error, DqError):
+        raise error
+    why = error_in(str(error)) or (
+        plain(error) if isinstance(error, RayError) else reason_in(str(error))
+    )
+    raise DqError(f"serving could not start: {why}") from error
 
 
 def not_up(deployments: Mapping[str, Any]) -> str:

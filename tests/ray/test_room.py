@@ -74,10 +74,11 @@ def test_what_is_taken_is_waited_for(
 
 
 def test_a_report_reaches_the_log(ours: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    with spoken() as reports:
+    with spoken([Need("encoders", 2, {"CPU": LOGICAL_CPUS})]) as reports:
         ray.get([reports.failed.remote(n, "StorageError: gone") for n in (3, 3, 1)])
     assert caplog.messages == [
-        "3 failures of 2 fragments (1, 3), tried again; the last: StorageError: gone"
+        "3 failures of 2 fragments (1, 3), tried again; the last: StorageError: gone",
+        "waiting: no room for 1 of 2 encoders, each 8 CPUs; the cluster has 1 node with 8 CPUs",
     ]
 
 

@@ -6,7 +6,7 @@ import pkgutil
 from pathlib import Path
 
 import pytest
-from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RaySystemError, RayTaskError
 
 import dq_cluster
 from dq_cluster.cluster.failures import error_in, plain, reason_in
@@ -45,6 +45,16 @@ def test_a_loss_is_what_ray_calls_it() -> None:
     assert str(found) == (
         "Ray reports OutOfMemoryError: Task was killed due to the node running low on memory."
     )
+
+
+def test_an_actor_that_could_not_be_made_is_told_by_what_it_raised() -> None:
+    account = (
+        "The actor died because of an error raised in its creation task, ray::Proxy.__init__()\n"
+        'Traceback (most recent call last):\n  File "proxy.py", line 7, in __init__\n'
+        "RuntimeError: Failed to bind to address 0.0.0.0:80"
+    )
+    found = str(plain(RaySystemError(account)))
+    assert found == "Ray reports RaySystemError: RuntimeError: Failed to bind to address 0.0.0.0:80"
 
 
 def test_an_error_is_found_in_a_stack_that_came_as_text() -> None:

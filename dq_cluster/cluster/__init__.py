@@ -82,7 +82,13 @@ def _start_or_join() -> None:
         what = f"RAY_ADDRESS={address}: cannot join" if address else "Ray cannot start"
         account, stack, _ = str(error).partition("Traceback")
         reason = reason_in(str(error)) if stack else ""
-        raise DqError(" ".join(f"{what}: {account} {reason}".split())) from error
+        advice = (
+            f"; its Ray must be {ray.__version__}, and its token the one of RAY_AUTH_TOKEN or "
+            "~/.ray/auth_token"
+            if address
+            else ""
+        )
+        raise DqError(" ".join(f"{what}: {account} {reason}".split()) + advice) from error
 
 
 @contextlib.contextmanager

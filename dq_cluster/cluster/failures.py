@@ -38,10 +38,10 @@ def plain(error: BaseException) -> DqError:
     innermost = next((cause for cause in reversed(causes) if not _is_rays(cause)), error)
     if innermost is error:
         return DqError(f"Ray reports {type(error).__name__}: {_line(error)}")
-    return DqError(
-        f"a worker failed with {type(innermost).__name__}: {_line(innermost)}; "
-        f"its stack is in {keep_stack(error)}"
-    )
+    # The text, where it ends with what was raised: Ray Data changes the message of the exception.
+    last = str(error).rstrip().rpartition("\n")[2].strip()
+    raised = last if _ERROR_LINE.match(last) else f"{type(innermost).__name__}: {_line(innermost)}"
+    return DqError(f"a worker failed with {raised}; its stack is in {keep_stack(error)}")
 
 
 def error_in(text: str) -> DqError | None:

@@ -40,6 +40,16 @@ def test_a_bug_is_named_and_its_stack_kept(tmp_path: Path, monkeypatch: pytest.M
     assert "KeyError: 'cell'" in stack.read_text()
 
 
+def test_the_remote_text_is_believed_before_a_message_that_was_changed() -> None:
+    text = "Traceback\n  File x\nFileNotFoundError: [Errno 2] No such file: '/x'"
+    found = plain(RayTaskError("work", text, FileNotFoundError(2, "Failed to apply\nUDF")))
+    assert str(found).startswith(
+        "a worker failed with FileNotFoundError: [Errno 2] No such file: '/x'; its stack is in /"
+    )
+    found = plain(RayTaskError("work", "Traceback\n  File x\nAssertionError", AssertionError()))
+    assert str(found).startswith("a worker failed with AssertionError: without a message; its")
+
+
 def test_a_loss_is_what_ray_calls_it() -> None:
     found = plain(OutOfMemoryError("Task was killed due to the node running low on memory.\nMore."))
     assert str(found) == (

@@ -28,13 +28,10 @@ def plain_errors() -> Iterator[None]:
 
 def plain(error: BaseException) -> DqError:
     """The dq_cluster error that `error` wraps, in whatever way; or one that says what it is."""
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, DqError) and not _is_rays(cause):
-            return cause
-    found = error_in(str(error))
+    found = ours(error)
     if found:
         return found
+    causes = list(_causes(error))
     innermost = next((cause for cause in reversed(causes) if not _is_rays(cause)), error)
     if innermost is error:
         return DqError(f"Ray reports {type(error).__name__}: {_line(error)}")
@@ -44,6 +41,14 @@ def plain(error: BaseException) -> DqError:
     return DqError(f"a worker failed with {raised}; its stack is in {keep_stack(error)}")
 
 
+def ours(error: BaseException) -> DqError | None:
+    """The dq_cluster error inside `error`, itself or as the text of a stack."""
+    for cause in _causes(error):
+        if isinstance(cause, DqError) and not _is_rays(cause):
+            return cause
+    return error_in(str(error))
+
+
 def error_in(text: str) -> DqError | None:
     """The dq_cluster error at the end of a stack that came as text."""
     for line in reversed(text.splitlines()):
@@ -51,6 +56,8 @@ def error_in(text: str) -> DqError | None:
         kind = match and getattr(errors, match[1], None)
         if match and kind:
             return kind(match[2].strip())
+        if _ERROR_LINE.match(line):  # raised later, while handling one of ours perhaps
+            return None
     return None
 
 

@@ -78,6 +78,7 @@ def test_an_error_is_found_in_a_stack_that_came_as_text() -> None:
     assert str(found) == "shard 0 refused version 1: codes disagree"
     assert error_in("dq_cluster.errors.NoSuchError: x") is None
     assert error_in("") is None
+    assert error_in(f"{text}\nDuring handling of it another occurred:\nKeyError: 'cell'") is None
     assert reason_in(text.replace("dq_cluster.errors.Integrity", "Value")) == (
         "ValueError: shard 0 refused version 1: codes disagree"
     )

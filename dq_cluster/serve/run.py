@@ -19,6 +19,7 @@ from dq_cluster.serve.startup import check_ports, needs, wait_until_up
 
 APPLICATION = "dq-cluster"
 _PORTS = range(20_000, 32_000)
+_SHUTDOWN_S = 60.0
 
 
 def fast_serve() -> None:
@@ -60,7 +61,9 @@ def serving(settings: ServeSettings) -> Iterator[str]:
         wait_until_up(deployed, _status, settings.load_timeout_s)
         yield f"http://{settings.host}:{port}"
     finally:
-        serve.shutdown()
+        # A Serve that hangs ends with the Ray that this process started.
+        with contextlib.suppress(TimeoutError):
+            in_thread(serve.shutdown).result(_SHUTDOWN_S)
 
 
 def _deploy(settings: ServeSettings, port: int) -> None:

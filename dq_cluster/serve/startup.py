@@ -12,6 +12,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from dq_cluster.cluster import in_thread
 from dq_cluster.cluster.failures import error_in, plain, reason_in
 from dq_cluster.cluster.room import Need
 from dq_cluster.errors import ConfigError, DqError
@@ -20,6 +21,7 @@ from dq_cluster.serve.config import ServeSettings
 log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 10.0
+_ANSWER_S = 5.0
 _NAMED = 5  # deployments in a line
 _PORT_ERRORS = {
     errno.EADDRINUSE: "is taken by another program",
@@ -82,12 +84,20 @@ def wait_until_up(
         now = time.monotonic()
         if now - started >= limit_s:
             raise DqError(
-                f"serving did not start in {limit_s:g} s (load_timeout_s): {not_up(status())}"
+                f"serving did not start in {limit_s:g} s (load_timeout_s): {_state(status)}"
             )
         if now - spoke >= _LINE_EVERY_S:
             spoke = now
             left = limit_s - (now - started)
-            log.info("waiting: %s; %.0f s left", not_up(status()), left)
+            log.info("waiting: %s; %.0f s left", _state(status), left)
+
+
+def _state(status: Callable[[], Mapping[str, Any]]) -> str:
+    """What is not up; whoever knows may hang itself."""
+    try:
+        return not_up(in_thread(status).result(_ANSWER_S))
+    except (TimeoutError, RayError):
+        return "Serve itself does not answer"
 
 
 def _check(error: BaseException | None) -> None:

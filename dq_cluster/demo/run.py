@@ -90,7 +90,7 @@ def run_demo(folder: Path, images: int) -> dict[str, Any]:
 def _featurize(source: SourceSettings, output: str) -> dict[str, Any]:
     # Each encoder claims two CPUs, one of them for decoding; small machines declare more than
     # they have.
-    encoders = min(os.cpu_count() or 1, int(ray.cluster_resources()["CPU"]) // 2)
+    encoders = max(1, min(os.cpu_count() or 1, int(ray.cluster_resources().get("CPU", 0)) // 2))
     found = featurize(
         FeaturizeSettings(
             source=source,

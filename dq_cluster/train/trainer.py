@@ -19,9 +19,10 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from dq_cluster.cluster import in_thread
-from dq_cluster.cluster.failures import reason_in
+from dq_cluster.cluster.failures import ours, reason_in
 from dq_cluster.cluster.room import Need, patience_of, wait_for_room
 from dq_cluster.errors import DqError
+from dq_cluster.observe.log import keep_stack
 from dq_cluster.storage import Storage
 from dq_cluster.train.checkpoint import checkpoint_epochs, read_history
 from dq_cluster.train.config import TrainSettings
@@ -50,17 +51,22 @@ def train_missing_epochs(settings: TrainSettings, job: Job) -> None:
             # Not in this thread, where Ray Train would make of SIGINT a run that ended well.
             in_thread(trainer.fit).result()
     except TrainingFailedError as error:
-        causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
-        for cause in causes:
-            if isinstance(cause, DqError):
-                raise cause from None
-        failed = causes[0] if causes else getattr(error, "controller_failure", error)
-        raise DqError(
-            f"training '{settings.name}' gave up after {settings.max_failures} restarts: "
-            f"{reason_in(str(failed))}; "
-            f"{checkpoint_epochs(checkpoints)[-1]} of {job.model.epochs} epochs are kept, the same "
-            "command goes on from there"
-        ) from error
+        kept = f"{checkpoint_epochs(checkpoints)[-1]} of {job.model.epochs} epochs are kept"
+        raise _failure(settings, error, kept) from error
+
+
+def _failure(settings: TrainSettings, error: TrainingFailedError, kept: str) -> DqError:
+    causes: list[BaseException] = [getattr(error, "controller_failure", error)]
+    if isinstance(error, WorkerGroupError):
+        causes = list(error.worker_failures.values()) or causes
+    for cause in causes:
+        if found := ours(cause):
+            return found
+    stack = f"; its stack is in {keep_stack(error)}" if "Traceback" in str(causes[0]) else ""
+    return DqError(
+        f"training '{settings.name}' gave up after {settings.max_failures} restarts: "
+        f"{reason_in(str(causes[0]))}; {kept}, the same command goes on from there{stack}"
+    )
 
 
 def wait_for_workers(settings: TrainSettings) -> None:

@@ -18,6 +18,7 @@ ARROWS = {
     "model": GROUND | {"index"},
     "images": GROUND | {"index"},
     "observe": GROUND,
+    "cluster": GROUND | {"observe"},
     "train": GROUND | {"index", "model", "images", "observe", "evaluate", "cluster"},
     "encode": GROUND | {"index", "model", "images", "observe", "cluster"},
     "serve": GROUND | {"index", "search", "model", "images", "observe", "cluster", "v1"},

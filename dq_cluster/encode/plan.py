@@ -9,29 +9,30 @@ Neither writing nor reading needs memory in proportion to the planned input.
 import os
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from dq_cluster.config import Settings
 from dq_cluster.encode.packing import pack
-from dq_cluster.errors import InputError, IntegrityError, NotFoundError
+from dq_cluster.errors import DqError, InputError, IntegrityError, NotFoundError
 from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage, translated
 
 FORMAT = 1
+PLAN = "plan.json"
 _SCHEMA = pa.schema([("path", pa.string()), ("start", pa.int64()), ("rows", pa.int64())])
 
 
 class Plan(Settings):
     """What `plan.json` holds.
 
-    rows: None where some unit does not tell; request: what was asked of the run, kept so that a
-    continued run cannot mean something else; newest: the newest version of the index at the
-    time, so that the run's own version is known to be newer.
+    rows: None where some unit does not tell; request: what was asked of a run that an older
+    release began, `run.json` has it now; newest: the newest version of the index at the time, so
+    that the run's own version is known to be newer.
     """
 
     format: int = FORMAT
@@ -39,13 +40,13 @@ class Plan(Settings):
     fragments: int
     units: int
     rows: int | None
-    request: dict[str, Any]
+    request: dict[str, Any] = Field(default_factory=dict)
     newest: int = 0
 
 
 def find_plan(storage: Storage, run: str) -> Plan | None:
     """The plan of the run in folder `run`, or None where there is none yet."""
-    name = f"{run}/plan.json"
+    name = f"{run}/{PLAN}"
     try:
         plan = Plan.model_validate_json(storage.read(name))
     except NotFoundError:
@@ -66,12 +67,13 @@ def make_plan(
     units: Iterable[Unit],
     *,
     fragment_rows: int,
-    request: dict[str, Any],
     newest: int = 0,
+    claim: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Plan `units` and store the plan. If another driver stored one first, that one counts.
 
-    Raises InputError when there is nothing to plan.
+    `claim` is called when all units are known and before the plan counts.
+    Raises InputError when there is nothing to plan, and what `claim` raises.
     """
     path = f"{run}/plan-{uuid.uuid4().hex[:12]}.parquet"
     fragments = count = rows = 0
@@ -97,10 +99,14 @@ def make_plan(
         fragments=fragments,
         units=count,
         rows=rows if known else None,
-        request=request,
         newest=newest,
     )
-    if storage.create(f"{run}/plan.json", plan.model_dump_json(indent=1).encode()):
+    try:
+        claim()
+    except DqError:
+        storage.delete(path)
+        raise
+    if storage.create(f"{run}/{PLAN}", plan.model_dump_json(indent=1).encode()):
         return plan
     winner = find_plan(storage, run)
     assert winner is not None

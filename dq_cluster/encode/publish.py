@@ -9,8 +9,10 @@ from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.plan import Plan
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError, QualityGateError
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.manifest import FileEntry, Manifest, Producer
+from dq_cluster.index.manifest import Manifest, Producer
 from dq_cluster.index.models import ModelCard
+from dq_cluster.index.stored import check_stored
+from dq_cluster.run import Run
 
 
 def run_folder(run: str) -> str:
@@ -21,14 +23,6 @@ def run_folder(run: str) -> str:
 def data_folder(run: str) -> str:
     """Where a run of an index writes its files."""
     return f"data/{run}"
-
-
-def published(index: Index, run: str) -> int | None:
-    """The version that the run has become, or None."""
-    try:
-        return int(index.storage.read(f"{run_folder(run)}/published"))
-    except NotFoundError:
-        return None
 
 
 def publish_run(
@@ -51,7 +45,9 @@ def publish_run(
     check_rejects(receipts, max_reject_fraction)
     files = [file for receipt in receipts for file in receipt.files]
     rejects = [file for receipt in receipts for file in receipt.rejects]
-    _check_stored(index, run, [*files, *rejects])
+    check_stored(
+        index.storage, data_folder(run), [*files, *rejects], "the same command encodes it again"
+    )
     id_types = {receipt.columns["id"] for receipt in receipts if receipt.files}
     if len(id_types) != 1:
         raise IntegrityError(f"run {run} has ids of the types {sorted(id_types)}; expected one")
@@ -88,7 +84,7 @@ def publish_run(
         manifest = index.publish(make)
     except _IsPublishedError as published:
         manifest = published.manifest
-    index.storage.write(f"{run_folder(run)}/published", str(manifest.version).encode())
+    Run(index.storage.child(run_folder(run))).finish(manifest.version)
     return manifest
 
 
@@ -154,21 +150,14 @@ def check_rejects(receipts: Iterable[Receipt], max_fraction: float) -> None:
         raise QualityGateError(f"all {rejected:,} inputs are rejects; nothing is published")
 
 
-def _check_stored(index: Index, run: str, files: list[FileEntry]) -> None:
-    sizes = {info.path: info.size for info in index.storage.list(data_folder(run))}
-    for file in files:
-        if sizes.get(file.path) != file.size:
-            found = sizes.get(file.path, "no file")
-            raise IntegrityError(
-                f"{index.storage.uri}/{file.path}: the ledger says {file.size} bytes, storage "
-                f"has {found}; delete its ledger entry to encode that fragment again"
-            )
-
-
 def _versions_of(index: Index, run: str, newest: int) -> list[Manifest]:
     """The versions after `newest` that `run` made: more than one if it lost a race."""
-    later = (index.manifest(number) for number in index.versions() if number > newest)
-    return [manifest for manifest in later if manifest.producer.run == run]
+    found = []
+    for number in index.versions():
+        if number > newest:
+            with contextlib.suppress(NotFoundError):  # dropped since it was listed
+                found.append(index.manifest(number))
+    return [manifest for manifest in found if manifest.producer.run == run]
 
 
 def _lineage(index: Index, version: int | None, newest: int) -> set[int]:

@@ -2,8 +2,14 @@
 
 <index>/versions/<n>.json   a manifest, created once and never changed
 <index>/CURRENT             the version readers use by default; moved by compare-and-swap
+<index>/superseded/<n>      when CURRENT last left version n: the time of this file
+
+Garbage collection may drop a version at any moment. Whoever builds on one or points CURRENT at it
+therefore looks afterwards whether it is still there; garbage collection looks at CURRENT and at
+the other versions after it dropped one. So at least one of them sees the other.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -74,29 +80,61 @@ class Index:
         for _ in range(_ATTEMPTS):
             known = self.versions()
             seen = self._pointer()
+            parent = int(seen) if seen else None
             number = (known[-1] if known else 0) + 1
-            manifest = make(number, int(seen) if seen else None)
-            if manifest.version == number and not self._created(manifest):
-                continue
-            target = str(manifest.version).encode()
-            if seen == target or self.storage.replace(_CURRENT, target, seen):
-                return manifest
-            if self._pointer() == target:
+            try:
+                manifest = make(number, parent)
+            except NotFoundError:
+                if self._pointer() == seen:
+                    raise
+                continue  # what it was to be built on is current no longer, and may be gone
+            if manifest.version == number:
+                if not self._created(manifest):
+                    continue
+                if parent is not None and self._dropped(parent) and self._pointer() != seen:
+                    # Its files may be going; nobody was told of it yet.
+                    self.storage.delete(f"versions/{number}.json")
+                    continue
+            if self._moved(seen, manifest.version):
                 return manifest
         raise ConflictError(f"{self.storage.uri}: {_ATTEMPTS} other writers were first; try again")
 
     def rollback(self, version: int) -> Manifest:
         """Point CURRENT at an existing `version`; nothing else changes."""
-        manifest = self.manifest(version)
         for _ in range(_ATTEMPTS):
-            if self.storage.replace(_CURRENT, str(version).encode(), self._pointer()):
+            manifest = self.manifest(version)
+            if self._moved(self._pointer(), version):
                 return manifest
         raise ConflictError(f"{self.storage.uri}/{_CURRENT} kept changing; try again")
 
+    def _moved(self, seen: bytes | None, version: int) -> bool:
+        """Point CURRENT, which held `seen`, at `version`. False if it did not stay so."""
+        target = str(version).encode()
+        if seen is not None and seen != target:
+            self.storage.write(f"superseded/{int(seen)}", b"")
+        if (
+            seen != target
+            and not self.storage.replace(_CURRENT, target, seen)
+            and self._pointer() != target  # an answer that was lost is a move that succeeded
+        ):
+            return False
+        if self._dropped(version):
+            if seen is not None:
+                self.storage.replace(_CURRENT, seen, target)
+            return False
+        return True
+
+    def _dropped(self, version: int) -> bool:
+        return not self.storage.exists(f"versions/{version}.json")
+
     def _created(self, manifest: Manifest) -> bool:
         name, data = f"versions/{manifest.version}.json", manifest.to_json()
+        if self.storage.create(name, data):
+            return True
         # A request whose answer was lost is sent again by the client and finds its own file.
-        return self.storage.create(name, data) or self.storage.read(name) == data
+        with contextlib.suppress(NotFoundError):
+            return self.storage.read(name) == data
+        return False
 
     def _pointer(self) -> bytes | None:
         try:

@@ -9,6 +9,7 @@ from typing import Any
 from dq_cluster.storage import Storage
 
 Before = Callable[[str, str], None]
+_inside = threading.local()
 
 
 class Watched(Storage):
@@ -27,9 +28,15 @@ def _watched(operation: str) -> Any:
     plain = getattr(Storage, operation)
 
     def step(self: Watched, name: str = "", *arguments: Any, **options: Any) -> Any:
+        if getattr(_inside, "a_step", False):  # what a step is made of is not a step
+            return plain(self, name, *arguments, **options)
         self.before(operation, name)
-        found = plain(self, name, *arguments, **options)
-        return iter(list(found)) if operation == "list" else found
+        _inside.a_step = True
+        try:
+            found = plain(self, name, *arguments, **options)
+            return iter(list(found)) if operation == "list" else found
+        finally:
+            _inside.a_step = False
 
     return step
 

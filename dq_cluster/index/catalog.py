@@ -2,7 +2,8 @@
 
 <index>/versions/<n>.json   a manifest, created once and never changed
 <index>/CURRENT             the version readers use by default; moved by compare-and-swap
-<index>/superseded/<n>      when CURRENT last left version n: the time of this file
+<index>/superseded/<n>      when CURRENT last left version n: the time of this file; the newest one
+                            stays when its version is dropped, so that no number comes twice
 
 Garbage collection may drop a version at any moment. Whoever builds on one or points CURRENT at it
 therefore looks afterwards whether it is still there; garbage collection looks at CURRENT and at
@@ -58,6 +59,8 @@ class Index:
         try:
             data = self.storage.read(name)
         except NotFoundError:
+            if version is None and self.current() != number:
+                return self.manifest()  # dropped since, when it was current no longer
             known = ", ".join(map(str, self.versions())) or "none"
             raise NotFoundError(
                 f"{self.storage.uri} has no version {number}; versions: {known}"
@@ -78,10 +81,9 @@ class Index:
         current.
         """
         for _ in range(_ATTEMPTS):
-            known = self.versions()
+            number = self._next_number()
             seen = self._pointer()
             parent = int(seen) if seen else None
-            number = (known[-1] if known else 0) + 1
             try:
                 manifest = make(number, parent)
             except NotFoundError:
@@ -93,6 +95,7 @@ class Index:
                     continue
                 if parent is not None and self._dropped(parent) and self._pointer() != seen:
                     # Its files may be going; nobody was told of it yet.
+                    self.storage.write(f"superseded/{number}", b"")
                     self.storage.delete(f"versions/{number}.json")
                     continue
             if self._moved(seen, manifest.version):
@@ -123,6 +126,11 @@ class Index:
                 self.storage.replace(_CURRENT, seen, target)
             return False
         return True
+
+    def _next_number(self) -> int:
+        """A number that no version ever had, not even one that was dropped."""
+        left = (info.path.rpartition("/")[2] for info in self.storage.list("superseded"))
+        return 1 + max([0, *self.versions(), *(int(n) for n in left if n.isdecimal())])
 
     def _dropped(self, version: int) -> bool:
         return not self.storage.exists(f"versions/{version}.json")

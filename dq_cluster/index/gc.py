@@ -123,6 +123,9 @@ class _Collection:
                 )
             elif self._dry_run or self._drop(number):
                 dropped.append(number)
+        for number in dropped:
+            if not self._dry_run and number < max(made.keys() | superseded.keys()):
+                self._storage.delete(f"superseded/{number}")
         return tuple(dropped)
 
     def _drop(self, number: int) -> bool:
@@ -131,12 +134,12 @@ class _Collection:
             data = self._storage.read(name)
         except NotFoundError:
             return False  # another collection was faster
+        self._storage.write(f"superseded/{number}", b"")  # no other version gets its number
         self._storage.delete(name)
         if self._index.current() == number:  # somebody went back to it meanwhile
             self._storage.create(name, data)
             self._keep(f"version {number}", "became current meanwhile")
             return False
-        self._storage.delete(f"superseded/{number}")
         return True
 
     def _live(self, without: Iterable[int] = ()) -> set[str]:

@@ -115,7 +115,18 @@ def test_a_version_that_was_current_within_the_grace_period_stays(index: Index) 
     assert collect_garbage(index, DAY, keep=0).versions == ()  # version 2 has just been left
     age_all(index, 2)
     assert collect_garbage(index, DAY, keep=0).versions == (2, 3)
-    assert list(index.storage.list("superseded")) == []
+    assert paths(index, "superseded") == []
+
+
+def test_the_number_of_a_dropped_version_does_not_come_again(index: Index) -> None:
+    delete_ids(index, [1])
+    index.rollback(1)
+    assert collect_garbage(index, timedelta(0), keep=0).versions == (2,)
+    assert delete_ids(index, [2]).version == 3
+    age_all(index, 30)
+    assert collect_garbage(index, DAY, keep=0).versions == (1,)
+    index.storage.delete("superseded/2")  # needed no longer: 3 is there
+    assert delete_ids(index, [3]).version == 4
 
 
 def test_an_older_release_left_no_word_of_when_a_version_was_left(index: Index) -> None:

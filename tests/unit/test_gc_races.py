@@ -6,8 +6,9 @@ the storage.
 
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dq_cluster import run as run_module
 from dq_cluster.encode.ledger import Ledger
@@ -37,8 +40,11 @@ from tests.unit.test_encode_publish import receipt_of
 from tests.unit.test_verify import make_version
 
 OLD = 30 * 86400
-NO_GRACE, GRACE = timedelta(0), timedelta(days=1)
+NO_GRACE = timedelta(0)
+# Every step takes minutes; the quick tests take some, other ones for each pair.
+STRIDES = [7, pytest.param(1, marks=pytest.mark.slow)]
 
+Collector = Callable[[Index], None]
 Writer = Callable[[Index, Path], None]  # the path: features for a run to encode
 
 
@@ -50,9 +56,21 @@ def grow_old(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Versions 1 … 4, of which 3 is current, and a quiet run with all but one fragment done."""
-    folder = tmp_path_factory.mktemp("template")
+def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in memory, where there is one: thousands of small files are written here."""
+    shared = Path("/dev/shm")
+    if os.access(shared, os.W_OK):
+        with tempfile.TemporaryDirectory(dir=shared) as folder:
+            yield Path(folder)
+    else:
+        yield tmp_path_factory.mktemp("races")
+
+
+@pytest.fixture(scope="module")
+def template(memory: Path) -> Path:
+    """Versions 1 … 4, of which 3 is current; a quiet run that only has to publish, one that has
+    a fragment to encode as well, and a training."""
+    folder = memory
     features = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(24 * 8, np.float32)), 8)
     table = pa.table({"id": range(24), "feature": features})
     pq.write_table(table, folder / "features.parquet", row_group_size=8)
@@ -60,46 +78,70 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for id in (1, 2, 3):
         delete_ids(index, [id])
     index.rollback(3)
-    _begin(index, folder / "features.parquet")
-    for fragment in (0, 2):
-        _encode_fragment(index, fragment)
+    for run, fragments in (("whole", (0, 1, 2)), ("part", (0, 2))):
+        _begin(index, run, folder / "features.parquet", append=run == "part")
+        for fragment in fragments:
+            _encode_fragment(index, run, fragment)
     index.storage.write("runs/gone/train/run.json", b"{}")
     index.storage.write("runs/gone/train/checkpoints/epoch-00000.json", b"{}")
     grow_old(folder)
     return folder
 
 
-def _begin(index: Index, features: Path) -> Plan:
+def _begin(index: Index, run: str, features: Path, *, append: bool) -> Plan:
     source = SourceSettings(kind="features", uri=str(features))
-    request = EncodeRequest(source=source, append=False, fragment_rows=8, model="m")
+    request = EncodeRequest(source=source, append=append, fragment_rows=8, model="m")
     return resume(
-        index.storage, "runs/q", request, source, fragment_rows=8, written=["data/q"], newest=4
+        index.storage,
+        f"runs/{run}",
+        request,
+        source,
+        fragment_rows=8,
+        written=[f"data/{run}"],
+        newest=4,
     )
 
 
-def _encode_fragment(index: Index, fragment: int) -> None:
-    receipt = receipt_of("q", fragment).model_copy(update={"rows": 8})
+def _encode_fragment(index: Index, run: str, fragment: int) -> None:
+    receipt = receipt_of(run, fragment)
     (file,) = receipt.files
     index.storage.write(file.path, b"data")
-    file = file.model_copy(update={"rows": 8})
-    Ledger(index.storage, "runs/q").commit(receipt.model_copy(update={"files": (file,)}))
+    files = (file.model_copy(update={"rows": 8}),)
+    columns = receipt.columns | {"position": "int64"}
+    Ledger(index.storage, f"runs/{run}").commit(
+        receipt.model_copy(update={"rows": 8, "files": files, "columns": columns})
+    )
 
 
-def resume_and_publish(index: Index, features: Path) -> None:
+def _encode(index: Index, run: str, features: Path, *, append: bool) -> None:
     """What `encode` does, without Ray."""
-    run = Run(index.storage.child("runs/q"))
-    with run.at_work():
-        plan = _begin(index, features)
-        done = Ledger(index.storage, "runs/q").done()
+    own = Run(index.storage.child(f"runs/{run}"))
+    with own.at_work():
+        plan = _begin(index, run, features, append=append)
+        done = Ledger(index.storage, f"runs/{run}").done()
         for fragment in set(range(plan.fragments)) - set(done):
-            _encode_fragment(index, fragment)
-        run.confirm()
+            _encode_fragment(index, run, fragment)
+        own.confirm()
         card = read_card(index.storage, list_models(index.storage)[0])
-        publish_run(index, "q", plan, card, append=False, columns=(), max_reject_fraction=0.0)
+        publish_run(
+            index, run, plan, card, append=append, columns=("position",), max_reject_fraction=0.0
+        )
+
+
+def publish_what_is_whole(index: Index, features: Path) -> None:
+    _encode(index, "whole", features, append=False)
+
+
+def append_what_is_part(index: Index, features: Path) -> None:
+    _encode(index, "part", features, append=True)
 
 
 def delete(index: Index, features: Path) -> None:
-    delete_ids(index, [7])
+    try:
+        delete_ids(index, [7])
+    except NotFoundError as error:
+        if "ids are not in version" not in str(error):  # deleted before it was killed
+            raise
 
 
 def compact_all(index: Index, features: Path) -> None:
@@ -135,7 +177,8 @@ def go_on_training(index: Index, features: Path) -> None:
 WRITERS: dict[str, Writer] = {
     writer.__name__: writer
     for writer in (
-        resume_and_publish,
+        publish_what_is_whole,
+        append_what_is_part,
         delete,
         compact_all,
         back_and_forth,
@@ -155,39 +198,137 @@ def check(index: Index) -> None:
     index.manifest()
 
 
-def play(
-    template: Path, name: str, schedule: list[int], grace: timedelta, *, gc_first: bool
-) -> Turns:
-    """Garbage collection and a writer by turns, on a copy of the template; checked afterwards."""
+def collect_all(index: Index) -> None:
+    collect_garbage(index, NO_GRACE, keep=0, trainings=["gone"])
+
+
+def collect_the_quiet(index: Index) -> None:
+    collect_garbage(index, timedelta(days=1), keep=0, trainings=["gone"])
+
+
+def go_back_and_collect(index: Index) -> None:
+    with suppress(NotFoundError):
+        index.rollback(1)
+    collect_all(index)
+
+
+COLLECTORS = (collect_all, collect_the_quiet, go_back_and_collect)
+
+
+def hash_of(name: str, function: Callable[..., None]) -> int:
+    return sum((name + function.__name__).encode())
+
+
+def copy_of(template: Path) -> Path:
     folder = template / "copy"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(template / "index", folder)
+    # Links do: what is written is a new file each time.
+    shutil.copytree(template / "index", folder, copy_function=os.link)
+    return folder
+
+
+def play(
+    template: Path, collector: Collector, name: str, schedule: list[int], *, first: bool
+) -> Turns:
+    """A collector and a writer by turns, on a copy of the template; checked afterwards.
+
+    first: whether the collector begins.
+    """
+    folder = str(copy_of(template))
+    features = template / "features.parquet"
     turns = Turns(schedule)
     tasks: list[Callable[[Before], object]] = [
-        lambda before: collect_garbage(
-            Index(Watched(str(folder), before)), grace, keep=0, trainings=["gone"]
-        ),
-        lambda before: WRITERS[name](
-            Index(Watched(str(folder), before)), template / "features.parquet"
-        ),
+        lambda before: collector(Index(Watched(folder, before))),
+        lambda before: WRITERS[name](Index(Watched(folder, before)), features),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "_pause", turns.wait)
-        for found in turns.run(*(tasks if gc_first else reversed(tasks))):
+        patch.setattr(os, "fsync", lambda handle: None)  # nobody pulls the plug
+        for found in turns.run(*(tasks if first else reversed(tasks))):
             if isinstance(found, BaseException):
                 raise found
-    check(Index.at(str(folder)))
+    check(Index.at(folder))
     return turns
 
 
-@pytest.mark.parametrize("gc_first", [True, False], ids=["gc-first", "gc-second"])
-@pytest.mark.parametrize("grace", [NO_GRACE, GRACE], ids=["no-grace", "grace"])
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("first", [True, False], ids=["collector-first", "writer-first"])
+@pytest.mark.parametrize("collector", COLLECTORS)
 @pytest.mark.parametrize("name", WRITERS)
-def test_at_every_step(template: Path, name: str, grace: timedelta, gc_first: bool) -> None:
+def test_at_every_step(
+    template: Path, name: str, collector: Collector, first: bool, stride: int
+) -> None:
     """One side is interrupted once, wherever, by all that the other does."""
-    step = steps = 0
+    steps, step = stride, hash_of(name, collector) % stride
     while step <= steps:
-        turns = play(template, name, [step], grace, gc_first=gc_first)
-        steps = turns.steps[0]
-        step += 1
-    assert steps > 10
+        steps = play(template, collector, name, [step], first=first).steps[0]
+        step += stride
+    assert steps > 5
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.sampled_from(sorted(WRITERS)),
+    st.sampled_from(COLLECTORS),
+    st.lists(st.integers(0, 12), min_size=4, max_size=12),
+    st.booleans(),
+)
+def test_by_turns(
+    template: Path, name: str, collector: Collector, schedule: list[int], first: bool
+) -> None:
+    play(template, collector, name, schedule, first=first)
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(step: int) -> Before:
+    """What ends a process at its `step`-th call of the storage, and all that would come after."""
+    calls = 0
+
+    def before(operation: str, name: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > step:
+            raise Killed
+
+    return before
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("name", WRITERS)
+def test_killed_at_every_step(template: Path, name: str, stride: int) -> None:
+    """A collection is killed, the writer comes, and another collection: no version lost a file.
+
+    And likewise a writer, who comes again after the collection.
+    """
+    features = template / "features.parquet"
+    writer = WRITERS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        for collector_dies in (True, False):
+            killed, step = True, hash_of(name, writer) % stride
+            while killed:
+                folder = copy_of(template)
+                victim, index = Index(Watched(str(folder), kill_at(step))), Index.at(str(folder))
+                killed = False
+                try:
+                    collect_all(victim) if collector_dies else writer(victim, features)
+                except Killed:
+                    killed = True
+                check(index)
+                for place in ("alive", "collecting"):  # ten minutes later
+                    for path in folder.rglob(f"{place}/*"):
+                        path.unlink()
+                if not collector_dies:
+                    collect_garbage(index, NO_GRACE, keep=0)
+                    check(index)
+                writer(index, features)
+                check(index)
+                collect_garbage(index, NO_GRACE, keep=0)
+                check(index)
+                step += stride
+            assert step > 5

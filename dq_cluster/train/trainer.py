@@ -31,6 +31,8 @@ from dq_cluster.train.worker import FEATURES, Job, train_worker
 
 logger = logging.getLogger(__name__)
 
+_LOOK_EVERY = 1.0  # seconds
+
 
 def train_missing_epochs(settings: TrainSettings, job: Job) -> None:
     """Train the epochs that have no checkpoint yet.
@@ -119,11 +121,15 @@ def _progress(checkpoints: Storage, done: int, epochs: int) -> Iterator[None]:
     def follow() -> None:
         seen, stopped = done, False
         while not stopped:
-            stopped = stop.wait(1.0)
-            newest = checkpoint_epochs(checkpoints)[-1]
-            if newest > seen:
-                _log_epochs(read_history(checkpoints, newest), seen, epochs)
-                seen = newest
+            stopped = stop.wait(_LOOK_EVERY)
+            try:
+                newest = max(checkpoint_epochs(checkpoints), default=0)
+                history = read_history(checkpoints, newest) if newest > seen else []
+            except DqError as error:  # training does without; the next look says it all
+                logger.warning("cannot see how far training is: %s", error)
+                continue
+            _log_epochs(history, seen, epochs)
+            seen = max(seen, newest)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

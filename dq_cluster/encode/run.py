@@ -90,6 +90,7 @@ def _digest(request: dict[str, Any]) -> str:
 
 def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> None:
     """Find what would fail at the end of the run before it starts."""
+    index.storage.check_replace()
     backbone = card.preprocessing.get("kind", "none")
     if settings.source.kind != "features" and backbone == "none":
         raise ConfigError(

@@ -149,6 +149,12 @@ class Storage:
                 return local.replace(self.path(name), data, expected)
             return s3.replace(self.filesystem, self.path(name), data, expected)
 
+    def check_replace(self) -> None:
+        """Raise what `replace` would for want of locks or rights, before anything is replaced."""
+        with translated(self, ""):
+            if self.is_local:
+                local.check_locks(self._root)
+
     def list(self, prefix: str = "") -> Iterator[FileInfo]:
         """Every file below the folder `prefix`, in the order of their paths; none if absent.
 

@@ -2,7 +2,10 @@
 
 import gzip
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 import zlib
 from collections import Counter
@@ -11,7 +14,7 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import given, settings
@@ -336,6 +339,27 @@ def test_nobody_there() -> None:
         unused.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{unused.getsockname()[1]}/"
         assert outcome(f"{uri}x", uri) is Reason.UNREACHABLE
+
+
+def test_certificates_are_checked(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl")
+    ask = "req -x509 -newkey rsa:2048 -nodes -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
+    subprocess.run([openssl, *ask.split(), *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = server.url.replace("http://", "https://")
+    monkeypatch.setattr(web, "_pool", web._pool.__wrapped__)  # which looks at the certificates
+    assert outcome(f"{url}a.jpg", url) is Reason.UNREACHABLE
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
+    assert outcome(f"{url}a.jpg", url) == IMAGE
+    assert outcome(f"{url}to/%2Fa.jpg", url) == IMAGE
+    assert outcome(f"{url}to/{quote(server.url, safe='')}a.jpg", url) is Reason.FORBIDDEN
 
 
 class TestNames:

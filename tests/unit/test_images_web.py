@@ -10,6 +10,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -276,6 +277,15 @@ def test_connections_are_kept(server: Server) -> None:
     assert server.connections == 1
 
 
+def test_many_threads_share_the_connections(server: Server) -> None:
+    paths = [f"img/{n}" for n in range(300)] + ["busy/503/0", "status/404", "short/", "bomb/"] * 5
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda path: outcome(server.url + path, server.url), paths))
+    assert Counter(map(str, found)).most_common(1) == [(str(IMAGE), 305)]
+    # A connection is lost with an answer that is not read to its end, and with nothing else.
+    assert server.connections <= 16 + 5 * 4 + 5
+
+
 def test_a_closed_connection_is_opened_anew(server: Server) -> None:
     assert outcome(f"{server.url}a", server.url) == IMAGE
     assert outcome(f"{server.url}short/", server.url) is Reason.TRUNCATED
@@ -309,6 +319,11 @@ def test_a_closed_connection_is_opened_anew(server: Server) -> None:
         ("ftp://127.0.0.1/img/a.jpg", Reason.FORBIDDEN),
         ("data:image/jpeg;base64,xx", Reason.FORBIDDEN),
         ("javascript:1", Reason.FORBIDDEN),
+        ("http://169.254.169.254/latest/meta-data/", Reason.FORBIDDEN),
+        ("s3://somebody-elses/x.jpg", Reason.FORBIDDEN),
+        ("file:///etc/passwd", Reason.FORBIDDEN),
+        ("/etc/passwd", Reason.FORBIDDEN),
+        ("/data/pictures/../../etc/passwd", Reason.FORBIDDEN),
         ("", Reason.FORBIDDEN),
         ("\0", Reason.FORBIDDEN),
     ],

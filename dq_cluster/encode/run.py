@@ -138,6 +138,7 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> pa.Schema
 
     Returns the types of `id` and of the carried columns.
     """
+    index.storage.check_replace()
     backbone = card.preprocessing.get("kind", "none")
     if settings.source.kind != "features" and backbone == "none":
         raise ConfigError(

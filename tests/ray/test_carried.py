@@ -80,7 +80,7 @@ def test_files_of_other_types_are_one_table(ray_cluster: None, tmp_path: Path) -
     )
     version = run(second)["version"]
     other = {"n": words, "t": words, "tags": nothing, "empty": nothing}
-    with pytest.raises(InputError, match="column 'n' is string, in version 2 it is int64"):
+    with pytest.raises(InputError, match="column 'n' is string, but int64 in version 2"):
         run(pile(tmp_path / "three", 200, other))
 
     def read(**asked: Any) -> dict[int, dict[str, Any]]:

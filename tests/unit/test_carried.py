@@ -132,7 +132,7 @@ def test_verify_reads_what_a_search_reads(made: tuple[Index, ModelCard]) -> None
 
     text = write_rows(index, card, "data/r/text.parquet", 3, TEXT)
     (problem,) = problems(text)
-    assert problem.startswith(f"{index.storage.uri}/data/r/text.parquet: column 'x' is string, in")
+    assert problem.startswith(f"{index.storage.uri}/data/r/text.parquet: column 'x' is string, but")
     bare = write_rows(index, card, "data/r/bare.parquet", 3, BARE)
     (problem,) = problems(bare)
     assert "bare.parquet" in problem
@@ -189,8 +189,14 @@ def encoding(index: Index, card: ModelCard, folder: Path, **others: Any) -> Enco
 @pytest.mark.parametrize(
     ("appended", "message"),
     [
-        ({"a": TEXT}, "cannot append to version 1: .*: column 'x' is string, in version 1 it is"),
-        ({"a": NULLS, "b": INT32, "c": TEXT}, "c.parquet: column 'x' is string, in the files be"),
+        (
+            {"a": TEXT},
+            "cannot append to version 1: .*: column 'x' is string, but int64 in version 1",
+        ),
+        (
+            {"a": NULLS, "b": INT32, "c": TEXT},
+            "c.parquet: column 'x' is string, but int32 in the files be",
+        ),
         ({"a": pa.table({"x": pa.nulls(3, pa.list_view(pa.int8()))})}, "cannot be carried"),
         ({"a": pa.table([pa.array([1]), pa.array([1])], names=["x", "x"])}, "more than one col"),
     ],

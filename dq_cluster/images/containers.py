@@ -151,6 +151,8 @@ def _bmp(data: bytes) -> Essence:
     start, header = struct.unpack_from("<II", data, 10)
     (bits,) = struct.unpack_from("<H", data, 28)
     (colours,) = struct.unpack_from("<I", data, 46)
+    if start > len(data):
+        raise RejectError(Reason.TRUNCATED)
     if header < 40 or bits not in (4, 8) or not 0 < colours < 1 << bits:
         return Essence(data)
     # Pillow takes the number of colours for the depth where there are two. A full table of
@@ -179,8 +181,8 @@ def _ppm(data: bytes) -> Essence:
         return Essence(data)
     if len(data) < header.end() + count * form.itemsize:
         raise RejectError(Reason.TRUNCATED)
-    samples = np.frombuffer(data, form, count, header.end()).astype(np.uint32)
-    scaled = ((np.minimum(samples, limit) * 255 + limit // 2) // limit).astype(np.uint8)
+    levels = (np.arange(2 ** (8 * form.itemsize)).clip(max=limit) * 255 + limit // 2) // limit
+    scaled = levels.astype(np.uint8)[np.frombuffer(data, form, count, header.end())]
     return Essence(b"%b\n%d %d\n255\n" % (header[1], width, height) + scaled.tobytes())
 
 
@@ -213,7 +215,8 @@ _DECISIVE = (b"meta", b"moov", b"mdat")
 
 def _heic(data: bytes) -> Essence:
     """The file itself, if it holds the boxes that decide the pixels whole."""
-    if any(end > len(data) and name in _DECISIVE for name, _, end in _boxes(data, 0, len(data))):
+    found = {name: end for name, _, end in _boxes(data, 0, len(data)) if name in _DECISIVE}
+    if not found or max(found.values()) > len(data):
         raise RejectError(Reason.TRUNCATED)
     return Essence(data)
 

@@ -30,15 +30,18 @@ def essence(data: bytes, name: str) -> Essence:
 
 # JPEG
 
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a segment with content, or the end
+
 
 def _jpeg(data: bytes) -> Essence:
     about, kept, at = About(), [data[:2]], 2
     profile: dict[int, bytes] = {}
     parts = 0
     while True:
-        at = data.find(b"\xff", at)  # what lies between segments is skipped
-        if at < 0 or at + 4 > len(data):
+        found = _MARKER.search(data, at)  # what lies between segments is skipped
+        if found is None or found.start() + 4 > len(data):
             raise RejectError(Reason.TRUNCATED)
+        at = found.start()
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
         end = at + 2 + length
         if marker == 0xDA:  # start of scan: pixels from here on
@@ -46,10 +49,7 @@ def _jpeg(data: bytes) -> Essence:
             break
         if marker == 0xD9:
             raise RejectError(Reason.CORRUPT)
-        if marker == 0xFF:  # a byte that fills
-            at += 1
-            continue
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8 or length < 2:
+        if length < 2:
             at += 2
             continue
         if end > len(data):
@@ -107,26 +107,28 @@ def _webp(data: bytes) -> Essence:
 
 # GIF
 
+_BLOCK = re.compile(b"[!,;]")
+
 
 def _gif(data: bytes) -> Essence:
     if len(data) < 13:
         raise RejectError(Reason.TRUNCATED)
     start = at = 13 + _gif_table(data[10])
     control = b""
-    while at < len(data):
-        block = data[at]
-        if block == 0x21:
+    while found := _BLOCK.search(data, at):
+        at = found.start()
+        if found[0] == b"!":
             end = _gif_blocks(data, at + 2)
             if data[at + 1 : at + 2] == b"\xf9":
                 control = data[at:end]
             at = end
-        elif block == 0x2C and at + 10 <= len(data):
+        elif found[0] == b"," and at + 10 <= len(data):
             end = _gif_blocks(data, at + 11 + _gif_table(data[at + 9]))
             return Essence(data[:start] + control + data[at:end] + b";")
-        elif block == 0x3B:
+        elif found[0] == b";":
             raise RejectError(Reason.CORRUPT)
         else:
-            at += 1
+            break
     raise RejectError(Reason.TRUNCATED)
 
 
@@ -171,7 +173,7 @@ _NETPBM = re.compile(rb"(P[56])" + rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})" * 3 + rb
 
 def _ppm(data: bytes) -> Essence:
     """In 8 bits. Pillow scales other samples one by one in Python: minutes for a photograph."""
-    header = _NETPBM.match(data)
+    header = _NETPBM.match(data, 0, 1 << 12)
     if header is None:
         return Essence(data)
     width, height, limit = (int(header[n]) for n in (2, 3, 4))

@@ -24,6 +24,7 @@ _DECIDE_PIXELS = frozenset(
     [256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325]
     + [332, 338, 339, 347, *range(512, 522), *range(529, 533)]
 )
+_MOST_ENTRIES, _MOST_PARTS = 65535, 1 << 20
 _REDUCED, _SUB_DIRECTORIES, _DNG_VERSION = 254, 330, 50706
 
 
@@ -76,7 +77,7 @@ def read_directory(data: bytes) -> Directory | None:
     (at,) = struct.unpack_from(order + word, data, 8 if big else 4)
     if at + head > len(data):
         return None
-    (length,) = struct.unpack_from(order + count, data, at)
+    length = min(struct.unpack_from(order + count, data, at)[0], _MOST_ENTRIES)
     step, at = 4 + 2 * room, at + head
     entries: dict[int, Entry] = {}
     cut: set[int | None] = {None} if at + length * step > len(data) else set()
@@ -105,7 +106,7 @@ def bare(data: bytes, directory: Directory) -> tuple[bytes, bool]:
         raise RejectError(Reason.UNSUPPORTED_FORMAT, "it is camera raw; convert it to JPEG or PNG")
     if directory.cut & {None, *_DECIDE_PIXELS}:
         raise RejectError(Reason.TRUNCATED)
-    if WIDTH not in entries:
+    if WIDTH not in entries or any(each.count > _MOST_PARTS for each in entries.values()):
         raise RejectError(Reason.CORRUPT)
     kept = Directory(directory.order, entries)
     planar, photometric = kept.number(PLANAR, 1) == 2, kept.number(PHOTOMETRIC, 0)

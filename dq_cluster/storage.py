@@ -22,6 +22,7 @@ import fsspec
 import pyarrow.fs as pafs
 
 from dq_cluster.errors import InputError, NotFoundError, StorageError, StorageRefusedError
+from dq_cluster.location import absolute
 
 _LOST_RACE = {"PreconditionFailed", "ConditionalRequestConflict"}
 
@@ -47,14 +48,7 @@ class Storage:
     uri: str
 
     def __post_init__(self) -> None:
-        scheme = self.uri.partition("://")[0] if "://" in self.uri else "file"
-        if scheme not in ("file", "s3"):
-            raise InputError(f"storage '{self.uri}': scheme '{scheme}' is not file or s3")
-        if scheme == "file":
-            path = self.uri.removeprefix("file://")
-            object.__setattr__(self, "uri", os.path.abspath(os.path.expanduser(path)))
-        else:
-            object.__setattr__(self, "uri", self.uri.rstrip("/"))
+        object.__setattr__(self, "uri", absolute(self.uri))
 
     @property
     def is_local(self) -> bool:

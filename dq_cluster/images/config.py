@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dq_cluster.config import Settings
+from dq_cluster.config import Location, LocationPrefix, Settings
 
 SourceKind = Literal["folder", "parquet", "webdataset", "inventory", "features"]
 BackboneKind = Literal["efficientnet-lite0", "onnx", "torchvision", "timm", "none"]
@@ -37,14 +37,14 @@ class SourceSettings(Settings):
     """
 
     kind: SourceKind
-    uri: str
+    uri: Location
     id_column: str = "id"
     image_column: str = "image"
     uri_column: str = "uri"
     feature_column: str = "feature"
     columns: tuple[str, ...] = ()
     limits: ImageLimits = ImageLimits()
-    allow: tuple[str, ...] = ()
+    allow: tuple[LocationPrefix, ...] = ()
 
     @model_validator(mode="after")
     def _guarded(self) -> "SourceSettings":
@@ -78,7 +78,7 @@ class BackboneSettings(Settings):
     """
 
     kind: BackboneKind = "efficientnet-lite0"
-    path: str | None = None
+    path: Location | None = None
     name: str | None = None
     image_size: int = Field(default=128, ge=8, le=2048)
     mean: tuple[float, float, float] = IMAGENET_MEAN

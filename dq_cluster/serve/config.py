@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from dq_cluster.config import Settings
+from dq_cluster.config import Location, Settings
 
 MAX_K_FACTOR = 100
 
@@ -31,7 +31,7 @@ class ServeSettings(Settings):
     grpc_port likewise, 0 for no gRPC.
     """
 
-    index: str
+    index: Location
     version: int | None = None
     shards: int = Field(default=4, ge=1, le=512)
     replicas: int = Field(default=1, ge=1, le=64)

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dq_cluster"
-GROUND = {"errors", "config", "geometry", "storage"}
+GROUND = {"errors", "location", "yamltext", "config", "geometry", "storage"}
 # Room to the rooms of dq_cluster it may import; rooms not named here may import anything.
 ARROWS = {
     "errors": set(),
-    "config": {"errors"},
+    "location": {"errors"},
+    "yamltext": {"errors"},
+    "config": {"errors", "location", "yamltext"},
     "geometry": {"config"},
-    "storage": {"errors"},
+    "storage": {"errors", "location"},
     "index": GROUND,
     "search": GROUND | {"index"},
     "model": GROUND | {"index"},

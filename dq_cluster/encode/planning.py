@@ -3,11 +3,14 @@
 import sys
 from typing import Any
 
+from dq_cluster.config import Settings, validate_settings
 from dq_cluster.encode.plan import Plan, find_plan, make_plan
 from dq_cluster.errors import ConfigError, NotFoundError
-from dq_cluster.images.config import SourceSettings
+from dq_cluster.images.config import BackboneSettings, SourceSettings
 from dq_cluster.images.sources import open_source
 from dq_cluster.storage import Storage
+
+_SETTINGS: dict[str, type[Settings]] = {"source": SourceSettings, "backbone": BackboneSettings}
 
 
 def continue_or_plan(
@@ -37,10 +40,22 @@ def continue_or_plan(
             request=request,
             newest=newest,
         )
-    changed = [key for key in request if request[key] != plan.request.get(key)]
+    stored = as_of_now(plan.request, f"{storage.uri}/{run}")
+    changed = [key for key in request if request[key] != stored.get(key)]
     if changed:
         raise ConfigError(
             f"{storage.uri}/{run} was begun with another {', '.join(changed)}; continue it with "
             "what it was begun with, or begin another run"
         )
     return plan
+
+
+def as_of_now(request: dict[str, Any], origin: str) -> dict[str, Any]:
+    """A stored request as it would be stored today: with locations made absolute, which older
+    versions kept as they were typed, and with the defaults of settings that were added since."""
+    return {
+        key: validate_settings(_SETTINGS[key], value, origin).model_dump(mode="json")
+        if key in _SETTINGS
+        else value
+        for key, value in request.items()
+    }

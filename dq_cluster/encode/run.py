@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from typing import Any
 
@@ -28,7 +29,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
     index = Index.at(settings.index)
     card = read_card(index.storage, settings.model)
     request = _request(settings, card)
-    run = settings.run or _digest(request)
+    run = settings.run or _default_name(index, request)
     version = published(index, run)
     if version is not None:
         print(
@@ -83,6 +84,25 @@ def _request(settings: EncodeSettings, card: ModelCard) -> dict[str, Any]:
     return settings.model_dump(mode="json", include=kept) | {"model": card.digest}
 
 
+def _default_name(index: Index, request: dict[str, Any]) -> str:
+    """The digest of the request, or the one of an older version where its run is there.
+
+    Older versions took the location as it was typed: relative, or with a slash at its end.
+    """
+    uri = request["source"]["uri"]
+    spellings = [uri, f"{uri}/"]
+    if not uri.startswith("s3://"):
+        spellings += [os.path.relpath(uri), f"{os.path.relpath(uri)}/"]
+    names = [_digest(request | {"source": request["source"] | {"uri": u}}) for u in spellings]
+    begun = (
+        name
+        for name in names
+        if index.storage.exists(f"{run_folder(name)}/plan.json")
+        or index.storage.exists(f"{run_folder(name)}/published")
+    )
+    return next(begun, names[0])
+
+
 def _digest(request: dict[str, Any]) -> str:
     text = json.dumps(request, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -118,8 +138,9 @@ def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
     """Features of another backbone have the right form and mean nothing to the model."""
     source = ParquetRows(settings.source, settings.source.feature_column, "feature")
     origin = json.loads(source.about(PREPROCESSING) or b"{}")
-    if origin and card.preprocessing and origin != card.preprocessing:
-        differ = [key for key in origin if origin[key] != card.preprocessing.get(key)]
+    # Where the weights lay does not matter: their digest is compared.
+    differ = [key for key in origin if key != "path" and origin[key] != card.preprocessing.get(key)]
+    if differ and card.preprocessing:
         raise InputError(
             f"the features at {settings.source.uri} were made with another backbone than model "
             f"{card.digest[:12]} was trained on (they differ in {', '.join(differ)}); make the "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dq_cluster.errors import ConfigError
+from dq_cluster.index.document import parse_record
 from dq_cluster.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ class Journal:
         self._storage = Storage(str(folder))
         fresh = {"request": request, "stages": {}}
         self._storage.create(_NAME, json.dumps(fresh).encode())
-        self._content = json.loads(self._storage.read(_NAME))
+        self._content = parse_record(self._storage.read(_NAME), f"{folder}/{_NAME}")
         if self._content["request"] != request:
             raise ConfigError(
                 f"{folder} holds a demo of {self._content['request']}, not of {request}; "

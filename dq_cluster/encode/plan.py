@@ -10,23 +10,21 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from dq_cluster.config import Settings
 from dq_cluster.encode.packing import pack
-from dq_cluster.errors import InputError, IntegrityError, NotFoundError
+from dq_cluster.errors import InputError, NotFoundError
 from dq_cluster.images.units import Unit
+from dq_cluster.index.document import Document
 from dq_cluster.storage import Storage, translated
 
-FORMAT = 1
 _SCHEMA = pa.schema([("path", pa.string()), ("start", pa.int64()), ("rows", pa.int64())])
 
 
-class Plan(Settings):
+class Plan(Document):
     """What `plan.json` holds.
 
     rows: None where some unit does not tell; request: what was asked of the run, kept so that a
@@ -34,7 +32,8 @@ class Plan(Settings):
     time, so that the run's own version is known to be newer.
     """
 
-    format: int = FORMAT
+    NAME: ClassVar[str] = "plan"
+
     path: str
     fragments: int
     units: int
@@ -47,17 +46,9 @@ def find_plan(storage: Storage, run: str) -> Plan | None:
     """The plan of the run in folder `run`, or None where there is none yet."""
     name = f"{run}/plan.json"
     try:
-        plan = Plan.model_validate_json(storage.read(name))
+        return Plan.parse(storage.read(name), f"{storage.uri}/{name}")
     except NotFoundError:
         return None
-    except ValidationError as error:
-        raise IntegrityError(f"{storage.uri}/{name} is not a valid plan: {error}") from None
-    if plan.format != FORMAT:
-        raise IntegrityError(
-            f"{storage.uri}/{name} has format {plan.format}; "
-            f"this dq_cluster reads format {FORMAT}: upgrade"
-        )
-    return plan
 
 
 def make_plan(

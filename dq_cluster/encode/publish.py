@@ -8,7 +8,7 @@ from dq_cluster import __version__
 from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.plan import Plan
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError, QualityGateError
-from dq_cluster.index.catalog import Index
+from dq_cluster.index.catalog import Index, version_number
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.index.models import ModelCard
 
@@ -25,8 +25,9 @@ def data_folder(run: str) -> str:
 
 def published(index: Index, run: str) -> int | None:
     """The version that the run has become, or None."""
+    name = f"{run_folder(run)}/published"
     try:
-        return int(index.storage.read(f"{run_folder(run)}/published"))
+        return version_number(index.storage.read(name), f"{index.storage.uri}/{name}")
     except NotFoundError:
         return None
 

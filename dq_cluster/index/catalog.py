@@ -4,6 +4,7 @@
 <index>/CURRENT             the version readers use by default; moved by compare-and-swap
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,15 @@ from dq_cluster.storage import Storage
 
 _CURRENT = "CURRENT"
 _ATTEMPTS = 20
+_MANIFEST = re.compile(r"versions/([1-9]\d{0,17})\.json", re.ASCII)
+_POINTER = re.compile(rb"\d{1,18}")
+
+
+def version_number(text: bytes, origin: str) -> int:
+    """The version that a stored pointer names. Raises IntegrityError, naming `origin`."""
+    if not _POINTER.fullmatch(text.strip()):
+        raise IntegrityError(f"{origin} is not a version number: {text[:40]!r}")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -26,21 +36,23 @@ class Index:
         return cls(Storage(uri))
 
     def versions(self) -> list[int]:
-        """All version numbers, ascending; empty for a new index."""
-        names = (info.path.rpartition("/")[2] for info in self.storage.list("versions"))
-        return sorted(int(n.removesuffix(".json")) for n in names if n[:1].isdigit())
+        """All version numbers, ascending; empty for a new index. Foreign files are passed over."""
+        found = (_MANIFEST.fullmatch(info.path) for info in self.storage.list("versions"))
+        return sorted(int(each[1]) for each in found if each)
+
+    def strays(self) -> list[str]:
+        """The files among the manifests that are none, by name: copies, notes, sub-folders."""
+        names = (info.path for info in self.storage.list("versions"))
+        return [name for name in names if not _MANIFEST.fullmatch(name)]
 
     def current(self) -> int:
         """The version readers use. Raises NotFoundError when nothing was published yet."""
         try:
-            text = self.storage.read(_CURRENT)
+            return self._number(self.storage.read(_CURRENT))
         except NotFoundError:
             raise NotFoundError(
                 f"{self.storage.uri} holds no published index; run an encode job to make one"
             ) from None
-        if not text.strip().isdigit():
-            raise IntegrityError(f"{self.storage.uri}/{_CURRENT} is not a version number: {text!r}")
-        return int(text)
 
     def manifest(self, version: int | None = None) -> Manifest:
         """The manifest of `version`, by default the current one.
@@ -75,7 +87,7 @@ class Index:
             known = self.versions()
             seen = self._pointer()
             number = (known[-1] if known else 0) + 1
-            manifest = make(number, int(seen) if seen else None)
+            manifest = make(number, None if seen is None else self._number(seen))
             if manifest.version == number and not self._created(manifest):
                 continue
             target = str(manifest.version).encode()
@@ -97,6 +109,9 @@ class Index:
         name, data = f"versions/{manifest.version}.json", manifest.to_json()
         # A request whose answer was lost is sent again by the client and finds its own file.
         return self.storage.create(name, data) or self.storage.read(name) == data
+
+    def _number(self, pointer: bytes) -> int:
+        return version_number(pointer, f"{self.storage.uri}/{_CURRENT}")
 
     def _pointer(self) -> bytes | None:
         try:

@@ -18,6 +18,7 @@ import torch
 
 from dq_cluster.errors import ConfigError, DqError, InputError
 from dq_cluster.images.features import open_features
+from dq_cluster.index.document import parse_record
 from dq_cluster.index.models import ModelCard
 from dq_cluster.model.bundle import save_model
 from dq_cluster.model.deepquan import DeepQuan
@@ -138,11 +139,17 @@ def _claim(settings: TrainSettings, rows: TrainingRows, storage: Storage) -> Non
     }
     if storage.create("run.json", json.dumps(wanted, indent=1).encode()):
         return
-    if differing := sorted(_differing(json.loads(storage.read("run.json")), wanted)):
+    if differing := sorted(_differing(_record(storage), wanted)):
         raise ConfigError(
             f"run '{settings.name}' at {storage.uri} was started with other "
             f"{', '.join(differing)}; choose another name, or delete that run"
         )
+
+
+def _record(storage: Storage) -> dict[str, Any]:
+    record = parse_record(storage.read("run.json"), f"{storage.uri}/run.json")
+    record.pop("format", None)
+    return record
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -97,6 +97,7 @@ def make_index(
     card: ModelCard | None = None,
     embeddings: np.ndarray | None = None,
     uris: Sequence[str] | None = None,
+    first_id: int | None = None,
 ) -> tuple[Index, Manifest, np.ndarray]:
     """Publish a version of `rows` codes in `files` files; returns the vectors that were encoded.
 
@@ -117,7 +118,7 @@ def make_index(
         second, _ = encode(vectors, {"codebooks": tensors["refine_codebooks"]}, geometry.refine)
     entries = []
     for number, part in enumerate(np.array_split(np.arange(rows), files)):
-        ids = pa.array(part.astype(np.int64) + seed * 1_000_000)
+        ids = pa.array(part + (seed * 1_000_000 if first_id is None else first_id), pa.int64())
         columns = pa.table(
             {
                 "label": pa.array(part % 10, pa.int64()),

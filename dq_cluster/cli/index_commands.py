@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dq_cluster.cli.output import emit
-from dq_cluster.errors import InputError, NotFoundError
+from dq_cluster.errors import ConfigError, InputError, NotFoundError
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.models import read_card
 
@@ -36,7 +36,12 @@ def list_versions(index: Uri, json: Json = False) -> None:
                 "model": manifest.model[:12],
             }
         )
-    emit({"index": catalog.storage.uri, "current": current, "versions": rows}, as_json=json)
+    strays = catalog.strays()
+    emit(
+        {"index": catalog.storage.uri, "current": current, "versions": rows}
+        | ({"ignored": strays} if strays else {}),
+        as_json=json,
+    )
 
 
 @app.command()
@@ -103,22 +108,36 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
+# What looks like an option and is none is an id: -5.
+@app.command(context_settings={"ignore_unknown_options": True})
 def delete(
     index: Uri,
-    ids: Annotated[list[str], typer.Argument(help="Ids of the images to take out.")],
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids of the images to take out.", show_default=False)
+    ] = None,
+    ids_file: Annotated[
+        str | None,
+        typer.Option(help="Parquet, or text with one id a line, in place of ids; -: stdin."),
+    ] = None,
+    ids_column: Annotated[str, typer.Option(help="The column of a Parquet ids file.")] = "id",
     json: Json = False,
 ) -> None:
     """Publish a version without some images; their rows go when the index is compacted."""
+    from dq_cluster.index.ids import read_ids, to_ids
     from dq_cluster.index.tombstones import delete_ids
 
+    if bool(ids) == (ids_file is not None):
+        raise ConfigError("say which images to take out: either ids or --ids-file FILE")
     catalog = Index.at(index)
-    numbers = catalog.manifest().id_type == "int64"
-    try:
-        manifest = delete_ids(catalog, [int(id) for id in ids] if numbers else ids)
-    except ValueError:
-        raise InputError(f"ids of {index} are whole numbers; found {', '.join(ids)}") from None
-    emit({"version": manifest.version, "deleted": manifest.deleted}, as_json=json)
+    id_type = catalog.manifest().id_type
+    wanted = to_ids(ids if ids_file is None else read_ids(ids_file, ids_column), id_type)
+    if not len(wanted):
+        raise InputError(f"ids file {ids_file} holds no ids")
+    manifest = delete_ids(catalog, wanted)
+    emit(
+        {"version": manifest.version, "ids": len(wanted), "deleted": manifest.deleted},
+        as_json=json,
+    )
 
 
 @app.command()

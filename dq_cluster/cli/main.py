@@ -1,19 +1,24 @@
 """`dq-cluster`: the commands, and how an error becomes an exit status."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
 import typer
 
 from dq_cluster.cli import index_commands, search_commands, workloads
+from dq_cluster.cli.failures import INTERRUPTED, explain
 from dq_cluster.cli.output import emit_error
-from dq_cluster.errors import DqError, UserError
+from dq_cluster.location import absolute
 from dq_cluster.observe.log import configure_logging
+
+# Places that are named by the environment, for workers too, which run in other folders.
+_PLACES = ("DQ_CACHE", "DQ_API_KEYS_FILE")
 
 app = typer.Typer(
     name="dq-cluster",
     help="Train product-quantized codes for a pile of images, encode it, serve it, measure it.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -24,23 +29,34 @@ app.add_typer(index_commands.app, name="index")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 failed, 2 the request was wrong."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    sys.exit(run(arguments))
+    """Run one command and exit: 0 done, 1 failed, 2 the request was wrong, 130 interrupted."""
+    status = run(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Nobody reads on; what is left must not be written again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status."""
     as_json = "--json" in arguments
     try:
+        for name in _PLACES:
+            if os.environ.get(name):
+                os.environ[name] = absolute(os.environ[name])
         configure_logging()
-        app(args=list(arguments))
-    except UserError as error:
-        emit_error(error, as_json=as_json)
-        return 2
-    except DqError as error:
-        emit_error(error, as_json=as_json)
-        return 1
-    except SystemExit as exit:  # typer reports wrong usage itself
-        return int(exit.code or 0)
-    return 0
+        status = app(
+            args=list(arguments) or ["--help"], prog_name="dq-cluster", standalone_mode=False
+        )
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt  # typer's way of saying so
+        return int(status or 0)
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except BaseException as error:
+        failure = explain(error)
+    with contextlib.suppress(OSError):  # nobody reads it
+        emit_error(failure.message, failure.kind, as_json=as_json)
+    return failure.status

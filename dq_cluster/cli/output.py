@@ -1,7 +1,6 @@
 """What a command prints: one result on standard output, everything else on standard error."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO, TypeGuard
@@ -9,6 +8,8 @@ from typing import Any, TextIO, TypeGuard
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+
+from dq_cluster.jsontext import to_json
 
 _PLAIN_WIDTH = 200  # columns of output that no terminal wraps
 
@@ -29,25 +30,29 @@ def emit(
 ) -> None:
     """Print `result` as one JSON object, or as lines a person reads, on standard output."""
     file = file or sys.stdout
-    values = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
     if as_json:
-        print(json.dumps(values, default=str), file=file, flush=True)
+        print(to_json(result), file=file, flush=True)
         return
+    values = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
     width = None if file.isatty() else _PLAIN_WIDTH
-    console = Console(file=file, width=width, highlight=False, soft_wrap=True)
+    # Brackets and colons in the name of a file are no markup.
+    console = Console(
+        file=file, width=width, highlight=False, soft_wrap=True, markup=False, emoji=False
+    )
     for name, value in values.items():
         if _is_rows(value):
             console.print(_table(name, value))
         else:
-            console.print(f"{name}: {_text(value)}", markup=False)
+            console.print(f"{name}: {_text(value)}")
+    file.flush()
 
 
-def emit_error(error: Exception, *, as_json: bool) -> None:
+def emit_error(message: str, kind: str, *, as_json: bool) -> None:
     """One line on standard error; with JSON also an object on standard output."""
-    message = " ".join(str(error).split())
+    message = " ".join(message.split())
     print(f"error: {message}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": message, "kind": type(error).__name__}))
+        print(to_json({"error": message, "kind": kind}), flush=True)
 
 
 def _is_rows(value: object) -> TypeGuard[list[dict[str, Any]]]:
@@ -59,7 +64,8 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     for name in rows[0]:
         table.add_column(name)
     for row in rows:
-        table.add_row(*(_text(row.get(name)) for name in rows[0]))
+        # An id is shown as it is typed.
+        table.add_row(*((str if name == "id" else _text)(row.get(name)) for name in rows[0]))
     return table
 
 

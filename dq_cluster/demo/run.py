@@ -18,6 +18,7 @@ from dq_cluster.evaluate.config import EvaluateSettings
 from dq_cluster.evaluate.report import Report
 from dq_cluster.evaluate.version import evaluate_version
 from dq_cluster.images.config import SourceSettings, ViewSettings
+from dq_cluster.location import absolute
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.run import serving
@@ -36,7 +37,7 @@ def run_demo(folder: Path, images: int) -> dict[str, Any]:
     Ray must be running. Returns the measured quality, the throughput of each stage, and where
     the report is.
     """
-    folder = folder.absolute()
+    folder = Path(absolute(str(folder)))
     journal = Journal(folder, {"images": images, "data": os.environ.get("DQ_DATA", "public")})
     pictures = find_pictures(folder, images)
     at = {name: str(folder / "features" / name) for name in ("all", "database", "queries")}

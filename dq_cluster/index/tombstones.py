@@ -14,17 +14,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dq_cluster import __version__
-from dq_cluster.errors import InputError, NotFoundError
+from dq_cluster.errors import NotFoundError
 from dq_cluster.index.ahead import read_ahead
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, write_parquet
+from dq_cluster.index.ids import to_ids
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.storage import Storage
 
 _READERS = 8
 
 
-def delete_ids(index: Index, ids: Sequence[int] | Sequence[str]) -> Manifest:
+def delete_ids(index: Index, ids: Sequence[int] | Sequence[str] | pa.Array) -> Manifest:
     """Publish a version of the current one without the rows of `ids`; every row of an id goes.
 
     Reads the ids of those files only whose statistics allow one of them. Raises NotFoundError,
@@ -34,7 +35,7 @@ def delete_ids(index: Index, ids: Sequence[int] | Sequence[str]) -> Manifest:
 
     def make(version: int, parent: int | None) -> Manifest:
         old = index.manifest(parent)
-        wanted = _as_array(ids, old.id_type)
+        wanted = to_ids(ids, old.id_type)
         found = _places(index.storage, old, wanted)
         absent = pc.filter(wanted, pc.invert(pc.is_in(wanted, found.column("id"))))
         if len(absent):
@@ -135,12 +136,3 @@ def _may_hold(file: FileEntry, ordered: np.ndarray) -> bool:
         return True
     first = np.searchsorted(ordered, stats.min)
     return bool(first < len(ordered) and ordered[first] <= stats.max)
-
-
-def _as_array(ids: Sequence[int] | Sequence[str], id_type: str) -> pa.Array:
-    try:
-        return pc.unique(pa.array(ids, pa.int64() if id_type == "int64" else pa.string()))
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        raise InputError(
-            f"ids of this version are {id_type}; found others among those given"
-        ) from None

@@ -1,6 +1,7 @@
 """Ids and carried columns of a shard: on local disk, memory-mapped, read for the winners only."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from dq_cluster.search.filters import Filter
 from dq_cluster.search.placement import Shard, plan_shards
 
 _BATCH_ROWS = 1 << 16
+_WHOLE = re.compile(r"-?[0-9]{1,4000}")
 
 
 class _Copy:
@@ -173,10 +175,9 @@ def to_id(value: Any, id_type: str) -> int | str:
     """`value` as an id of the version. Raises InputError where it cannot be one."""
     if id_type == "string":
         return str(value)
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        raise InputError(f"ids of this index are whole numbers, not {value!r}") from None
+    if isinstance(value, bool) or not _WHOLE.fullmatch(str(value)):
+        raise InputError(f"ids of this index are whole numbers, not {value!r}")
+    number = int(value)
     if not -(2**63) <= number < 2**63:
         raise InputError(f"id {number} does not fit 64 bits")
     return number

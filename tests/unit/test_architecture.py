@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dq_cluster"
-GROUND = {"errors", "location", "yamltext", "config", "geometry", "storage"}
+GROUND = {"errors", "location", "yamltext", "jsontext", "config", "geometry", "storage"}
 # Room to the rooms of dq_cluster it may import; rooms not named here may import anything.
 ARROWS = {
     "errors": set(),
     "location": {"errors"},
     "yamltext": {"errors"},
+    "jsontext": set(),
     "config": {"errors", "location", "yamltext"},
     "geometry": {"config"},
     "storage": {"errors", "location"},

@@ -68,7 +68,7 @@ class AsyncClient:
             from dq_cluster.serve.local import LocalService
 
             asked = {"index": str(target), "version": version, "shards": 1}
-            self._service = LocalService(validate_settings(ServeSettings, asked, "index"))
+            self._service = LocalService(validate_settings(ServeSettings, asked, "target"))
 
     async def search(
         self,

@@ -10,6 +10,8 @@ from dq_cluster.errors import ConfigError, InputError, NotFoundError
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.models import read_card
 
+_MOST_HOURS = 1_000_000
+
 app = typer.Typer(help="Versions of an index: list, show, verify, roll back, clean up.")
 
 Uri = Annotated[str, typer.Argument(help="The index: a folder or s3:// URI.")]
@@ -149,6 +151,8 @@ def compact(
     """Publish the current version again with fewer, larger files and without deleted rows."""
     from dq_cluster.index.compact import compact
 
+    if rows < 1:
+        raise ConfigError(f"--rows {rows} is not 1 or more")
     manifest = compact(Index.at(index), rows)
     emit(
         {"version": manifest.version, "rows": manifest.rows, "files": len(manifest.files)},
@@ -171,5 +175,7 @@ def gc(
     """Remove the files that no version names."""
     from dq_cluster.index.gc import collect_garbage
 
+    if not 0 <= grace_hours <= _MOST_HOURS:
+        raise ConfigError(f"--grace-hours {grace_hours:g} is not between 0 and {_MOST_HOURS:,}")
     grace = timedelta(hours=grace_hours)
     emit(collect_garbage(Index.at(index), grace, keep=keep, dry_run=dry_run), as_json=json)

@@ -74,6 +74,8 @@ def _text(value: object) -> str:
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if _is_rows(value):
         return f"{len(value)} in all, the last: {_text(value[-1])}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value)) or "-"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_text(v)}" for name, v in value.items())
     if value is None:

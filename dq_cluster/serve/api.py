@@ -67,7 +67,9 @@ class SearchRequest(BaseModel):
         }
         for name, (value, most) in asked.items():
             if value > most:
-                raise InputError(f"{name} {value} is more than the {most} that one request may ask")
+                raise InputError(
+                    f"{name} {value} is more than the {most} that one request may ask for"
+                )
 
 
 def parse_request(values: dict[str, Any] | bytes) -> SearchRequest:

@@ -81,6 +81,10 @@ def test_list_show_and_rollback(index: str, capsys: pytest.CaptureFixture[str]) 
         (["index", "delete", "{index}", "3", "--ids-file", "x"], "either ids or --ids-file"),
         (["index", "delete", "{index}", "--ids-file", "/absent"], "/absent: No such file"),
         (["index", "delete", "{index}", "--ids-file", "/dev/null"], "holds no ids"),
+        (["index", "gc", "{index}", "--grace-hours", "nan"], "--grace-hours nan is not between"),
+        (["index", "gc", "{index}", "--grace-hours", "1e300"], "--grace-hours 1e+300"),
+        (["index", "gc", "{index}", "--grace-hours", "-1"], "--grace-hours -1"),
+        (["index", "compact", "{index}", "--rows", "0"], "--rows 0 is not 1 or more"),
         (["encode", "--config", "/dev"], "/dev: Is a directory"),
         (["encode", "index=/x", "model=", "source.kind=folder", "source.uri=/x"], "'model'"),
         (["encode", "index=/x", "laptop.yaml"], "given with --config"),
@@ -235,9 +239,16 @@ def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     hits = [{"id": "[red]a[/b].jpg", "uri": ":cat: [x]"}, {"id": 1234567, "uri": "[/]"}]
-    emit({"hits": hits, "file": "[bold]:dog:"}, as_json=False)
+    emit({"hits": hits, "file": "[bold]:dog:", "ignored": ["a", "b c"]}, as_json=False)
     printed = capsys.readouterr().out
-    for text in ("[red]a[/b].jpg", ":cat: [x]", "[/]", "file: [bold]:dog:", "1234567"):
+    for text in (
+        "[red]a[/b].jpg",
+        ":cat: [x]",
+        "[/]",
+        "file: [bold]:dog:",
+        "1234567",
+        "ignored: a, b c",
+    ):
         assert text in printed
 
 

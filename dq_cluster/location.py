@@ -11,6 +11,7 @@ from dq_cluster.errors import InputError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
+_PREFIXED = {"http", "https", "s3", "file"}
 _CLIMB = re.compile(r".*/\.\.(?=/|$)", re.DOTALL)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -49,10 +50,10 @@ def absolute(location: str) -> str:
 def absolute_prefix(prefix: str) -> str:
     """A prefix of locations: a local path is made absolute and keeps the slash at its end.
 
-    What has the scheme http, https, s3 or file stays as it is. Raises InputError.
+    What has the scheme http, https, s3 or file keeps it. Raises InputError.
     """
-    if (found := _SCHEME.match(prefix)) and found[1] in ("http", "https", "s3", "file"):
-        return prefix
+    if (found := _SCHEME.fullmatch(prefix)) and found[1].lower() in _PREFIXED:
+        return f"{found[1].lower()}://{found[2]}"
     slash = "/" if prefix.endswith("/") else ""
     return absolute(prefix).rstrip("/") + slash
 

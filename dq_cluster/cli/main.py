@@ -1,6 +1,7 @@
 """`dq-cluster`: the commands, and how an error becomes an exit status."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import typer
 from dq_cluster.cli import index_commands, search_commands, workloads
 from dq_cluster.cli.failures import INTERRUPTED, explain
 from dq_cluster.cli.output import emit_error
+from dq_cluster.errors import ConfigError, InputError
 from dq_cluster.location import absolute
 from dq_cluster.observe.log import configure_logging
 
@@ -30,6 +32,12 @@ app.add_typer(index_commands.app, name="index")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 failed, 2 the request was wrong, 130 interrupted."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):  # a name of any bytes can be said
+            stream.reconfigure(errors="backslashreplace")
     status = run(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.stdout.flush()
@@ -39,13 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status)
 
 
+def _settle_places() -> None:
+    for name in _PLACES:
+        if value := os.environ.get(name):
+            try:
+                os.environ[name] = absolute(value)
+            except InputError as error:
+                raise ConfigError(f"{name}: {error}") from None
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status."""
     as_json = "--json" in arguments
     try:
-        for name in _PLACES:
-            if os.environ.get(name):
-                os.environ[name] = absolute(os.environ[name])
+        _settle_places()
         configure_logging()
         status = app(
             args=list(arguments) or ["--help"], prog_name="dq-cluster", standalone_mode=False

@@ -46,6 +46,6 @@ class ServeSettings(Settings):
     memory_gb: float = Field(default=0, ge=0, description="of one replica; 0: what is free")
     load_timeout_s: float = Field(default=600, gt=0)
     limits: Limits = Limits()
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
     grpc_port: int = Field(default=0, ge=0, le=65535)

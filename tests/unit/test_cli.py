@@ -330,3 +330,27 @@ def test_places_named_by_the_environment_are_the_same_everywhere(
     monkeypatch.setenv("DQ_CACHE", "cache")
     assert run(["plan", "--images", "3"]) == 0
     assert os.environ["DQ_CACHE"] == f"{tmp_path.resolve()}/cache"
+
+
+def test_a_name_of_any_bytes_can_be_said() -> None:
+    command = [*COMMAND, "index", "list", b"/absent/\xff\xe9"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: /absent/\\udcff\\udce9 holds no published index")
+
+
+def test_a_closed_output_is_no_mistake(index: str) -> None:
+    code = f"exec {sys.executable} -c 'from dq_cluster.cli import main; main()' index list {index}"
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(["bash", "-c", f"{code} {closed}"], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert done.stderr == ""
+
+
+def test_a_place_of_the_environment_that_is_none(
+    monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DQ_CACHE", "gs://bucket")
+    assert run(["plan", "--images", "3"]) == 2
+    assert capsys.readouterr().err.startswith("error: DQ_CACHE: 'gs://bucket': scheme 'gs'")

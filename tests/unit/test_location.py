@@ -125,5 +125,6 @@ def test_prefixes_keep_their_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert absolute_prefix("/") == "/"
     for same in ("/data/", "https://example.com/a/", "s3://bucket/", "file:///data/"):
         assert absolute_prefix(same) == same
+    assert absolute_prefix("HTTPS://example.com/A/") == "https://example.com/A/"
     with pytest.raises(InputError, match="gs"):
         absolute_prefix("gs://bucket/")

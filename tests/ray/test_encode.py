@@ -118,13 +118,8 @@ def test_relative_places_are_of_the_folder_the_command_runs_in(
     monkeypatch.chdir(tmp_path)
     write_folder(Path("Album #2"), {f"{n}.jpg": data for n, data in enumerate(IMAGES[:8])})
     source = ["source.kind=folder", "source.uri=Album #2"]
-    encode(
-        load_settings(
-            EncodeSettings,
-            None,
-            ["index=index", f"model={card.digest}", *source, "source.columns=uri"],
-        )
-    )
+    asked = ["index=index", f"model={card.digest}", *source, "source.columns=uri"]
+    encode(load_settings(EncodeSettings, None, asked))
     catalog, manifest = current("index")
     uris = read_version(catalog.storage, manifest).column("uri").to_pylist()
     assert uris == [f"{tmp_path}/Album #2/{n}.jpg" for n in range(8)]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.plan import Plan, find_plan
 from dq_cluster.encode.publish import published
 from dq_cluster.errors import DqError, IntegrityError, NotFoundError
+from dq_cluster.evaluate.rows import Row, RowFiles
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.document import Document, parse_record
 from dq_cluster.index.manifest import Manifest
@@ -168,6 +170,31 @@ def test_files_that_are_no_receipts_or_checkpoints_are_passed_over(tmp_path: Pat
     assert found is not None
     assert found.epoch == 3
     save_checkpoint(checkpoints, Checkpoint(5, {"w": torch.zeros(2)}))
+
+
+def test_kept_rows_of_a_comparison(tmp_path: Path) -> None:
+    files = RowFiles(Storage(str(tmp_path)), {"k": 1})
+    row = Row(
+        method="PQ",
+        bits=16,
+        map=(float("nan"), 0.5),
+        recall=(float("inf"),),
+        training={},
+        curve=(),
+        ap=(),
+        first=(),
+        seconds=1.0,
+    )
+    files.write(row)
+    (folder,) = (tmp_path / "rows").iterdir()
+    (folder / "notes.txt").write_text("mine")
+    (folder / "PQ-16.json~").write_text("{}")
+    found = files.read()[("PQ", 16)]
+    assert np.isnan(found.map[0])
+    assert found.model_copy(update={"map": ()}) == row.model_copy(update={"map": ()})
+    (folder / "PQ-32.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"PQ-32.json is no row .*delete it"):
+        files.read()
 
 
 def test_nothing_of_this_raises_anything_else(index: Index) -> None:

@@ -5,6 +5,7 @@ Each workload defines its own settings next to the code that uses them, as subcl
 of its setting says what it is: `run=20240101` and `label: no` are text where text is asked for.
 """
 
+import itertools
 import reprlib
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -135,7 +136,11 @@ def _shaped(annotation: Any, value: Any) -> Any:
     """
     arms = _arms(annotation)
     if isinstance(value, dict):
-        return {name: _shaped(_field(annotation, name), each) for name, each in value.items()}
+        fields = _fields(annotation)
+        return {
+            name: _shaped(fields[name].annotation, each) if name in fields else each
+            for name, each in value.items()
+        }
     if elements := next((get_args(arm) for arm in arms if _is_list(arm)), None):
         if isinstance(value, str) and str not in arms:
             value = [value]
@@ -188,15 +193,18 @@ def _field(annotation: Any, name: Any) -> Any:
 
 def _one_line(kind: type[Settings], error: ValidationError) -> str:
     found = [(item, *_place(kind, item)) for item in error.errors(include_url=False)]
-    lines: dict[str, None] = {}
-    for item, where, group in found:
-        # Of a union, the member that the value was not meant for has nothing to say.
-        others = any(
-            (name == where or name.startswith(f"{where}.")) and other["type"] not in _WRONG_KIND
-            for other, name, _ in found
-        )
-        if item["type"] not in _WRONG_KIND or not others:
-            lines[_problem(where, group, item)] = None
+    told = {
+        name
+        for item, where, _ in found
+        if item["type"] not in _WRONG_KIND
+        for name in itertools.accumulate(where.split("."), "{}.{}".format)
+    }
+    # Of a union, the member that the value was not meant for has nothing to say.
+    lines = dict.fromkeys(
+        _problem(where, group, item)
+        for item, where, group in found
+        if item["type"] not in _WRONG_KIND or where not in told
+    )
     more = len(lines) - _MOST_PROBLEMS
     return "; ".join(list(lines)[:_MOST_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
 

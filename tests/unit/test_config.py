@@ -239,8 +239,12 @@ def test_a_large_mistake_is_a_short_line(tmp_path: Path) -> None:
     laughs = "a0: &a0 [x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 8)}]\n" for n in range(1, 30)
     )
+    groups = "a0: &a0 {x: x, y: y}\n" + "".join(
+        f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}\n" for n in range(1, 60)
+    )
+    endless = "index: &a {x: *a}\ninner: &b {inner: *b}\ncolumns: &c [*c]\n"
     many = f"widths: [{'x, ' * 10_000}]\n"
-    for text in (laughs, many, f"index: /a\nshare: {'9' * 100_000}x\n"):
+    for text in (laughs, groups, endless, many, f"index: /a\nshare: {'9' * 100_000}x\n"):
         with pytest.raises(ConfigError) as caught:
             load_settings(Outer, write(tmp_path, text))
         assert len(str(caught.value)) < 2000

@@ -48,14 +48,16 @@ def absolute(location: str) -> str:
 
 
 def absolute_prefix(prefix: str) -> str:
-    """A prefix of locations: a local path is made absolute and keeps the slash at its end.
+    """A prefix of locations, which ends with a slash: a local path is made absolute.
 
     What has the scheme http, https, s3 or file keeps it. Raises InputError.
     """
+    # Without the slash, https://example.com would allow https://example.com.evil.net.
+    if not prefix.endswith("/") or prefix.endswith("://"):
+        raise InputError(f"'{prefix}' must name a host or folder and end with /")
     if (found := _SCHEME.fullmatch(prefix)) and found[1].lower() in _PREFIXED:
         return f"{found[1].lower()}://{found[2]}"
-    slash = "/" if prefix.endswith("/") else ""
-    return absolute(prefix).rstrip("/") + slash
+    return absolute(prefix).rstrip("/") + "/"
 
 
 def _s3(location: str, rest: str) -> str:

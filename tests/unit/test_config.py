@@ -225,6 +225,7 @@ def test_an_override_replaces_what_the_file_says_in_another_form(tmp_path: Path)
         ("index: /a\n", ["workers.mn=1"], r"unknown key 'workers.mn' \(known: max, min\)"),
         ("index: /a\n", ["place=gs://b"], "'place'.*scheme 'gs'"),
         ("index: /a\n", ["allow=[gs://b/]"], "'allow.0'.*scheme 'gs'"),
+        ("index: /a\n", ["allow=https://a"], "'allow.0'.*end with /"),
     ],
 )
 def test_mistakes_are_one_line(

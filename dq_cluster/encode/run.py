@@ -17,6 +17,7 @@ from dq_cluster.errors import ConfigError, InputError, NotFoundError
 from dq_cluster.images.backbone import PREPROCESSING
 from dq_cluster.images.parquet import ParquetRows
 from dq_cluster.index.catalog import Index
+from dq_cluster.index.document import parse_record
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard, read_card
 
@@ -137,7 +138,8 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> None:
 def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
     """Features of another backbone have the right form and mean nothing to the model."""
     source = ParquetRows(settings.source, settings.source.feature_column, "feature")
-    origin = json.loads(source.about(PREPROCESSING) or b"{}")
+    where = f"{settings.source.uri}: metadata {PREPROCESSING.decode()}"
+    origin = parse_record(source.about(PREPROCESSING) or b"{}", where)
     # Where the weights lay does not matter: their digest is compared.
     differ = [key for key in origin if key != "path" and origin[key] != card.preprocessing.get(key)]
     if differ and card.preprocessing:

@@ -72,6 +72,8 @@ def test_list_show_and_rollback(index: str, capsys: pytest.CaptureFixture[str]) 
         (["search", "{index}", "--id", "9" * 20], "does not fit 64 bits"),
         (["search", "{index}", "--id", "-5"], "-5"),
         (["search", "gs://bucket/index", "--id", "7"], "scheme 'gs'"),
+        (["search", "s3:/bucket/index", "--id", "7"], "neither a path of this machine"),
+        (["search", "", "--id", "7"], "a location is empty"),
         (["index", "list", "hf://datasets/x"], "scheme 'hf'"),
         (["index", "list", "~nobody-of-that-name"], "no such user"),
         (["index", "delete", "{index}", "9" * 20], "does not fit 64 bits"),

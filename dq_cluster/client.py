@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 
 from dq_cluster import errors
+from dq_cluster.config import validate_settings
 from dq_cluster.errors import DqError, StorageError
 from dq_cluster.serve.api import (
     CoverageError,
@@ -66,8 +67,8 @@ class AsyncClient:
         else:
             from dq_cluster.serve.local import LocalService
 
-            settings = ServeSettings(index=str(target), version=version, shards=1)
-            self._service = LocalService(settings)
+            asked = {"index": str(target), "version": version, "shards": 1}
+            self._service = LocalService(validate_settings(ServeSettings, asked, "target"))
 
     async def search(
         self,

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import ValidationError
 
 from dq_cluster.config import Settings
+from dq_cluster.document import parse_record
 from dq_cluster.errors import ConfigError, IntegrityError, NotFoundError
 from dq_cluster.storage import Storage
 
@@ -81,8 +82,7 @@ class Run:
 
         recorded: the request of a run that an older release began without `run.json`.
         """
-        stored = self._json(_REQUEST)
-        stored = recorded if stored is None else stored
+        stored = self._request() or recorded
         if stored is None:
             return
         asked = request.model_dump(mode="json")
@@ -106,7 +106,12 @@ class Run:
 
     def result(self) -> Any:
         """What `finish` recorded last; None before that."""
-        return self._json(_PUBLISHED)
+        try:
+            return json.loads(self.storage.read(_PUBLISHED))
+        except NotFoundError:
+            return None
+        except ValueError as error:
+            raise IntegrityError(f"{self.storage.uri}/{_PUBLISHED} is not JSON: {error}") from None
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -161,13 +166,13 @@ class Run:
         with mark:
             yield mark
 
-    def _json(self, name: str) -> Any:
+    def _request(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self.storage.read(name))
+            record = parse_record(self.storage.read(_REQUEST), f"{self.storage.uri}/{_REQUEST}")
         except NotFoundError:
             return None
-        except ValueError as error:
-            raise IntegrityError(f"{self.storage.uri}/{name} is not JSON: {error}") from None
+        record.pop("format", None)
+        return record
 
 
 class Heartbeat:

@@ -99,6 +99,7 @@ def make_index(
     embeddings: np.ndarray | None = None,
     uris: Sequence[str] | None = None,
     ids: Sequence[int] | None = None,
+    first_id: int | None = None,
 ) -> tuple[Index, Manifest, np.ndarray]:
     """Publish a version of `rows` codes in `files` files; returns the vectors that were encoded.
 
@@ -120,7 +121,8 @@ def make_index(
         second, _ = encode(vectors, {"codebooks": tensors["refine_codebooks"]}, geometry.refine)
     entries, id_types = [], set()
     for number, part in enumerate(np.array_split(np.arange(rows), files)):
-        numbers = pa.array(part.astype(np.int64) + seed * 1_000_000)
+        first = seed * 1_000_000 if first_id is None else first_id
+        numbers = pa.array(part.astype(np.int64) + first)
         if ids is not None:
             numbers = narrowed(pa.array([ids[row] for row in part], pa.uint64()))
         id_types.add("string" if string_ids else str(numbers.type))

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from dq_cluster.cli.output import emit
-from dq_cluster.errors import InputError, NotFoundError
+from dq_cluster.errors import ConfigError, InputError, NotFoundError
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.models import read_card
+
+_MOST_HOURS = 1_000_000
 
 app = typer.Typer(help="Versions of an index: list, show, verify, roll back, clean up.")
 
@@ -36,7 +38,12 @@ def list_versions(index: Uri, json: Json = False) -> None:
                 "model": manifest.model[:12],
             }
         )
-    emit({"index": catalog.storage.uri, "current": current, "versions": rows}, as_json=json)
+    strays = catalog.strays()
+    emit(
+        {"index": catalog.storage.uri, "current": current, "versions": rows}
+        | ({"ignored": strays} if strays else {}),
+        as_json=json,
+    )
 
 
 @app.command()
@@ -103,18 +110,37 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
+# What looks like an option and is none is an id: -5.
+@app.command(context_settings={"ignore_unknown_options": True})
 def delete(
     index: Uri,
-    ids: Annotated[list[str], typer.Argument(help="Ids of the images to take out.")],
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids of the images to take out.", show_default=False)
+    ] = None,
+    ids_file: Annotated[
+        str | None,
+        typer.Option(help="Parquet, or text with one id a line, in place of ids; -: stdin."),
+    ] = None,
+    ids_column: Annotated[str, typer.Option(help="The column of a Parquet ids file.")] = "id",
     json: Json = False,
 ) -> None:
     """Publish a version without some images; their rows go when the index is compacted."""
+    from dq_cluster.cli.ids_file import read_ids
+    from dq_cluster.index.ids import to_ids
     from dq_cluster.index.tombstones import delete_ids
 
+    if bool(ids) == (ids_file is not None):
+        raise ConfigError("say which images to take out: either ids or --ids-file FILE")
     catalog = Index.at(index)
-    manifest = delete_ids(catalog, ids)
-    emit({"version": manifest.version, "deleted": manifest.deleted}, as_json=json)
+    id_type = catalog.manifest().id_type
+    wanted = to_ids(ids if ids_file is None else read_ids(ids_file, ids_column), id_type)
+    if not len(wanted):
+        raise InputError(f"ids file {ids_file} holds no ids")
+    manifest = delete_ids(catalog, wanted)
+    emit(
+        {"version": manifest.version, "ids": len(wanted), "deleted": manifest.deleted},
+        as_json=json,
+    )
 
 
 @app.command()
@@ -126,6 +152,8 @@ def compact(
     """Publish the current version again with fewer, larger files and without deleted rows."""
     from dq_cluster.index.compact import compact
 
+    if rows < 1:
+        raise ConfigError(f"--rows {rows} is not 1 or more")
     manifest = compact(Index.at(index), rows)
     emit(
         {"version": manifest.version, "rows": manifest.rows, "files": len(manifest.files)},
@@ -152,11 +180,13 @@ def gc(
     """Remove the files that no version names, and say what stays and why."""
     from dq_cluster.index.gc import collect_garbage
 
-    try:
-        grace = timedelta(hours=grace_hours)
-    except (OverflowError, ValueError):
-        raise InputError(f"--grace-hours must be a number of hours, not {grace_hours}") from None
+    if not 0 <= grace_hours <= _MOST_HOURS:
+        raise ConfigError(f"--grace-hours {grace_hours:g} is not between 0 and {_MOST_HOURS:,}")
     report = collect_garbage(
-        Index.at(index), grace, keep=keep, trainings=training or (), dry_run=dry_run
+        Index.at(index),
+        timedelta(hours=grace_hours),
+        keep=keep,
+        trainings=training or (),
+        dry_run=dry_run,
     )
     emit(report, as_json=json)

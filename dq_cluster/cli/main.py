@@ -1,34 +1,27 @@
 """`dq-cluster`: the commands, and how an error becomes an exit status."""
 
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from dq_cluster.cli import index_commands, search_commands, workloads
+from dq_cluster.cli.failures import INTERRUPTED, explain
 from dq_cluster.cli.output import emit_error
 from dq_cluster.cli.signals import run_until_signal
-from dq_cluster.errors import DqError, UserError
+from dq_cluster.errors import ConfigError, InputError
+from dq_cluster.location import absolute
 from dq_cluster.observe.log import configure_logging
 
-
-class _Commands(TyperGroup):
-    """The commands; typer would print a line of its own for a signal, and exit with 1."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
-
+# Places that are named by the environment, for workers too, which run in other folders.
+_PLACES = ("DQ_CACHE", "DQ_API_KEYS_FILE")
 
 app = typer.Typer(
     name="dq-cluster",
-    cls=_Commands,
     help="Train product-quantized codes for a pile of images, encode it, serve it, measure it.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -43,22 +36,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     130 or 143: SIGINT or SIGTERM ended it.
     """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):  # a name of any bytes can be said
+            stream.reconfigure(errors="backslashreplace")
     chosen = sys.argv[1:] if arguments is None else list(arguments)
-    sys.exit(run_until_signal(lambda: run(chosen)))
+    status = run_until_signal(lambda: run(chosen))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Nobody reads on; what is left must not be written again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
+
+
+def _settle_places() -> None:
+    for name in _PLACES:
+        if value := os.environ.get(name):
+            try:
+                os.environ[name] = absolute(value)
+            except InputError as error:
+                raise ConfigError(f"{name}: {error}") from None
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status."""
     as_json = "--json" in arguments
     try:
+        _settle_places()
         configure_logging()
-        app(args=list(arguments))
-    except UserError as error:
-        emit_error(error, as_json=as_json)
-        return 2
-    except DqError as error:
-        emit_error(error, as_json=as_json)
-        return 1
-    except SystemExit as exit:  # typer reports wrong usage itself
-        return int(exit.code or 0)
-    return 0
+        status = app(
+            args=list(arguments) or ["--help"], prog_name="dq-cluster", standalone_mode=False
+        )
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt  # typer's way of saying so
+        return int(status or 0)
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except BaseException as error:
+        failure = explain(error)
+    with contextlib.suppress(OSError):  # nobody reads it
+        emit_error(failure.message, failure.kind, as_json=as_json)
+    return failure.status

@@ -1,7 +1,6 @@
 """What a command prints: one result on standard output, everything else on standard error."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO, TypeGuard
@@ -10,6 +9,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from dq_cluster.jsontext import to_json
 
 _PLAIN_WIDTH = 200  # columns of output that no terminal wraps
 
@@ -30,25 +31,29 @@ def emit(
 ) -> None:
     """Print `result` as one JSON object, or as lines a person reads, on standard output."""
     file = file or sys.stdout
-    values = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
     if as_json:
-        print(json.dumps(values, default=str), file=file, flush=True)
+        print(to_json(result), file=file, flush=True)
         return
+    values = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
     width = None if file.isatty() else _PLAIN_WIDTH
-    console = Console(file=file, width=width, highlight=False, soft_wrap=True)
+    # Brackets and colons in the name of a file are no markup.
+    console = Console(
+        file=file, width=width, highlight=False, soft_wrap=True, markup=False, emoji=False
+    )
     for name, value in values.items():
         if _is_rows(value):
             console.print(_table(name, value))
         else:
-            console.print(f"{name}: {_text(value)}", markup=False)
+            console.print(f"{name}: {_text(value)}")
+    file.flush()
 
 
-def emit_error(error: Exception, *, as_json: bool) -> None:
+def emit_error(message: str, kind: str, *, as_json: bool) -> None:
     """One line on standard error; with JSON also an object on standard output."""
-    message = " ".join(str(error).split())
+    message = " ".join(message.split())
     print(f"error: {message}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": message, "kind": type(error).__name__}))
+        print(to_json({"error": message, "kind": kind}), flush=True)
 
 
 def _is_rows(value: object) -> TypeGuard[list[dict[str, Any]]]:
@@ -60,8 +65,8 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     for name in rows[0]:
         table.add_column(Text(name))
     for row in rows:
-        # As it is: an id or a carried text may look like markup.
-        table.add_row(*(Text(_text(row.get(name))) for name in rows[0]))
+        # As it is: an id or a carried text may look like markup, and an id is shown as it is typed.
+        table.add_row(*(Text((str if name == "id" else _text)(row.get(name))) for name in rows[0]))
     return table
 
 
@@ -70,6 +75,8 @@ def _text(value: object) -> str:
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if _is_rows(value):
         return f"{len(value)} in all, the last: {_text(value[-1])}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value)) or "-"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_text(v)}" for name, v in value.items())
     if value is None:

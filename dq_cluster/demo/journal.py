@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from dq_cluster.document import parse_record
 from dq_cluster.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ class Journal:
         """Open the journal of the demo in folder `storage`, or begin one."""
         self._storage = storage
         storage.create(_NAME, b'{"stages": {}}')
-        self._content = json.loads(storage.read(_NAME))
+        self._content = parse_record(storage.read(_NAME), f"{storage.uri}/{_NAME}")
 
     @property
     def recorded(self) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from dq_cluster.evaluate.config import EvaluateSettings
 from dq_cluster.evaluate.report import Report
 from dq_cluster.evaluate.version import evaluate_version
 from dq_cluster.images.config import SourceSettings, ViewSettings
+from dq_cluster.location import absolute
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.run import Run
 from dq_cluster.serve.config import ServeSettings
@@ -45,7 +46,7 @@ def run_demo(folder: Path, images: int) -> dict[str, Any]:
     Ray must be running. Returns the measured quality, the throughput of each stage, and where
     the report is.
     """
-    folder = folder.absolute()
+    folder = Path(absolute(str(folder)))
     run = Run(Storage(str(folder)))
     journal = Journal(run.storage)
     run.claim(

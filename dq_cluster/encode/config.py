@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from dq_cluster.config import Settings
+from dq_cluster.config import Location, Settings
 from dq_cluster.images.config import BackboneSettings, SourceSettings, ViewSettings
 from dq_cluster.index.sizing import FRAGMENT_ROWS
 
@@ -39,7 +39,7 @@ class FeaturizeSettings(Settings):
     """
 
     source: SourceSettings
-    output: str
+    output: Location
     backbone: BackboneSettings = BackboneSettings()
     views: ViewSettings = ViewSettings()
     pool: PoolSettings = PoolSettings()
@@ -57,8 +57,8 @@ class EncodeSettings(Settings):
     `max_reject_fraction` publishes nothing.
     """
 
-    index: str
-    model: str
+    index: Location
+    model: str = Field(min_length=1)
     source: SourceSettings
     run: str | None = Field(default=None, pattern=RUN_NAME)
     append: bool = False

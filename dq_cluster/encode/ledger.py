@@ -7,27 +7,33 @@ loser wrote is named nowhere, and so does not exist.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from dq_cluster.config import Settings
-from dq_cluster.errors import IntegrityError, NotFoundError
+from dq_cluster.document import Document
+from dq_cluster.errors import NotFoundError
 from dq_cluster.index.manifest import FileEntry
 from dq_cluster.storage import Storage
 
 # Receipts are small; on object storage reading them is all waiting.
 _READERS = 32
+_ENTRY = re.compile(r"(\d{8}|[1-9]\d{8,17})\.json", re.ASCII)
 
 
-class Receipt(Settings):
+class Receipt(Document):
     """What an encoding task reports about its fragment.
 
     files, rejects: what it wrote; rows, rejected: how many rows are in them; reasons: rejects by
     reason; columns: names and Arrow types of the columns of `files`; seconds: time spent per
     stage, summed over its workers; skipped: members of tars that are no input, by kind.
     """
+
+    NAME: ClassVar[str] = "receipt"
+    REMEDY: ClassVar[str] = "; delete it to encode its fragment again"
 
     fragment: int
     rows: int
@@ -48,9 +54,13 @@ class Ledger:
         self._folder = f"{run}/ledger"
 
     def done(self) -> list[int]:
-        """Numbers of the committed fragments, ascending."""
-        names = (info.path.rpartition("/")[2] for info in self._storage.list(self._folder))
-        return sorted(int(name.removesuffix(".json")) for name in names)
+        """Numbers of the committed fragments, ascending; foreign files are passed over."""
+        names = (info.path.rpartition("/") for info in self._storage.list(self._folder))
+        return sorted(
+            int(found[1])
+            for folder, _, name in names
+            if folder == self._folder and (found := _ENTRY.fullmatch(name))
+        )
 
     def contains(self, fragment: int) -> bool:
         return self._storage.exists(self._name(fragment))
@@ -81,13 +91,7 @@ class Ledger:
     def read(self, fragment: int) -> Receipt:
         """The receipt of a committed fragment. Raises NotFoundError before that."""
         name = self._name(fragment)
-        try:
-            return Receipt.model_validate_json(self._storage.read(name))
-        except ValidationError as error:
-            raise IntegrityError(
-                f"{self._storage.uri}/{name} is not a valid receipt "
-                f"({error.error_count()} errors); delete it to encode its fragment again"
-            ) from None
+        return Receipt.parse(self._storage.read(name), f"{self._storage.uri}/{name}")
 
     def _name(self, fragment: int) -> str:
         return f"{self._folder}/{fragment:08d}.json"

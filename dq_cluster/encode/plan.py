@@ -9,21 +9,20 @@ Neither writing nor reading needs memory in proportion to the planned input.
 import uuid
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from dq_cluster.config import Settings
+from dq_cluster.document import Document
 from dq_cluster.encode.packing import pack
-from dq_cluster.errors import DqError, InputError, IntegrityError, NotFoundError
+from dq_cluster.errors import DqError, InputError, NotFoundError
 from dq_cluster.images.skipped import Skipped, skipped_text
 from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage, translated
 from dq_cluster.storage.scratch import scratch_folder
 
-FORMAT = 1
 PLAN = "plan.json"
 # In the order of Unit; plans of earlier versions end after `rows`.
 _SCHEMA = pa.schema(
@@ -38,7 +37,7 @@ _SCHEMA = pa.schema(
 )
 
 
-class Plan(Settings):
+class Plan(Document):
     """What `plan.json` holds.
 
     rows: None where some unit does not tell; request: what was asked of a run that an older
@@ -48,7 +47,8 @@ class Plan(Settings):
     pictures, by format. Plans of earlier versions do not say these.
     """
 
-    format: int = FORMAT
+    NAME: ClassVar[str] = "plan"
+
     path: str
     fragments: int
     units: int
@@ -65,17 +65,9 @@ def find_plan(storage: Storage, run: str) -> Plan | None:
     """The plan of the run in folder `run`, or None where there is none yet."""
     name = f"{run}/{PLAN}"
     try:
-        plan = Plan.model_validate_json(storage.read(name))
+        return Plan.parse(storage.read(name), f"{storage.uri}/{name}")
     except NotFoundError:
         return None
-    except ValidationError as error:
-        raise IntegrityError(f"{storage.uri}/{name} is not a valid plan: {error}") from None
-    if plan.format != FORMAT:
-        raise IntegrityError(
-            f"{storage.uri}/{name} has format {plan.format}; "
-            f"this dq_cluster reads format {FORMAT}: upgrade"
-        )
-    return plan
 
 
 def make_plan(

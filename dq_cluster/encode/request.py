@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -34,11 +35,21 @@ class EncodeRequest(Settings):
     fragment_rows: int
     model: str
 
-    def digest(self) -> str:
-        """The name of a run that was not given one; equal requests have equal names."""
+    def names(self) -> list[str]:
+        """Names for a run that was not given one: today's, and behind it those of older releases.
+
+        Those took the location as it was typed: relative, or with a slash at its end.
+        """
+        uri = self.source.uri
+        spellings = [uri, f"{uri}/"]
+        if not uri.startswith("s3://"):
+            spellings += [os.path.relpath(uri), f"{os.path.relpath(uri)}/"]
+        return [self._digest(spelling) for spelling in spellings]
+
+    def _digest(self, uri: str) -> str:
         values = self.model_dump(mode="json")
         changed = self.model_dump(mode="json", exclude_defaults=True)["source"]
-        source = _named(values["source"], changed, _SOURCE)
+        source = _named(values["source"], changed, _SOURCE) | {"uri": uri}
         source["limits"] = _named(source["limits"], changed.get("limits", {}), _LIMITS)
         text = json.dumps(values | {"source": source}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,12 +1,12 @@
 """Encoding: a pile of images or features becomes the next version of an index."""
 
-import json
 import sys
 from typing import Any
 
 import pyarrow as pa
 
 from dq_cluster.cluster import ray_cluster
+from dq_cluster.document import parse_record
 from dq_cluster.encode.config import EncodeSettings
 from dq_cluster.encode.coverage import Difference, look_again, summary
 from dq_cluster.encode.fragment import Job
@@ -41,7 +41,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
         fragment_rows=settings.fragment_rows,
         model=card.digest,
     )
-    name = settings.run or request.digest()
+    name = settings.run or _name(index, request)
     folder, written = run_folder(name), data_folder(name)
     check_request(index.storage, folder, request)
     run = Run(index.storage.child(folder))
@@ -92,6 +92,13 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
             max_reject_fraction=settings.max_reject_fraction,
         )
     return _summary(index, manifest, name, plan, found) | figures
+
+
+def _name(index: Index, request: EncodeRequest) -> str:
+    """The name of a run that was not given one: equal requests have equal names."""
+    names = request.names()
+    begun = (name for name in names if any(index.storage.list(run_folder(name))))
+    return next(begun, names[0])
 
 
 def _look_again(index: Index, begun: Plan | None, source: SourceSettings) -> Difference | None:
@@ -181,9 +188,11 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> pa.Schema
 def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
     """Features of another backbone may have the right form, and mean nothing to the model."""
     source = ParquetRows(settings.source)
-    origin = json.loads(source.about(PREPROCESSING) or b"{}")
-    if origin and card.preprocessing and origin != card.preprocessing:
-        differ = [key for key in origin if origin[key] != card.preprocessing.get(key)]
+    where = f"{settings.source.uri}: metadata {PREPROCESSING.decode()}"
+    origin = parse_record(source.about(PREPROCESSING) or b"{}", where)
+    # Where the weights lay does not matter: their digest is compared.
+    differ = [key for key in origin if key != "path" and origin[key] != card.preprocessing.get(key)]
+    if differ and card.preprocessing:
         raise InputError(
             f"the features at {settings.source.uri} were made with another backbone than model "
             f"{card.digest[:12]} was trained on (they differ in {', '.join(differ)}); make the "

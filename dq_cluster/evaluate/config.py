@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from dq_cluster.config import Settings
+from dq_cluster.config import Location, Settings
 from dq_cluster.evaluate.compare import METHODS
 from dq_cluster.evaluate.variants import ABLATIONS, OURS
 from dq_cluster.model.config import ModelSettings
@@ -14,10 +14,10 @@ class EvaluateSettings(Settings):
     the ids of database, as they were encoded; k: depth of mAP@k; k_factor:
     candidates for each neighbour that the second code re-ranks, where there is one."""
 
-    index: str
+    index: Location
     version: int | None = None
-    database: str
-    queries: str
+    database: Location
+    queries: Location
     feature_column: str = "feature"
     id_column: str = "id"
     k: int = Field(1000, gt=0)
@@ -31,8 +31,8 @@ class CompareSettings(Settings):
     seed. model: DeepQuan's other settings. report: folder for report.html and report.md, if
     wanted; it also keeps the rows measured so far, with which a repeated command goes on."""
 
-    database: str
-    queries: str
+    database: Location
+    queries: Location
     feature_column: str = "feature"
     methods: tuple[str, ...] = METHODS
     bits: tuple[int, ...] = (16, 32, 64)
@@ -40,7 +40,7 @@ class CompareSettings(Settings):
     model: ModelSettings = ModelSettings()
     k: int = Field(1000, gt=0)
     max_queries: int = Field(2000, gt=0)
-    report: str | None = None
+    report: Location | None = None
 
 
 class AblationSettings(CompareSettings):

@@ -4,8 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dq_cluster.errors import IntegrityError
 from dq_cluster.storage import Storage
 
 
@@ -19,7 +20,8 @@ class Row(BaseModel):
     seed. seconds: spent on all seeds.
     """
 
-    model_config = ConfigDict(frozen=True)
+    # Strings, because JSON has no NaN and null would not be read back.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     method: str
     bits: int
@@ -47,9 +49,18 @@ class RowFiles:
     def read(self) -> dict[tuple[str, int], Row]:
         """The rows that are there, by method and bits."""
         found = [
-            Row.model_validate_json(self._folder.read(info.path)) for info in self._folder.list()
+            self._row(info.path) for info in self._folder.list() if info.path.endswith(".json")
         ]
         return {(row.method, row.bits): row for row in found}
+
+    def _row(self, name: str) -> Row:
+        try:
+            return Row.model_validate_json(self._folder.read(name))
+        except ValidationError as error:
+            raise IntegrityError(
+                f"{self._folder.uri}/{name} is no row of a comparison "
+                f"({error.error_count()} errors); delete it to measure it again"
+            ) from None
 
     def write(self, row: Row) -> None:
         """Keep a row."""

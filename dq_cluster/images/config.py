@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dq_cluster.config import Settings
+from dq_cluster.config import Location, LocationPrefix, Settings
 from dq_cluster.index.columns import name_problem
 
 SourceKind = Literal["folder", "parquet", "webdataset", "inventory", "features"]
@@ -38,14 +38,14 @@ class SourceSettings(Settings):
     """
 
     kind: SourceKind
-    uri: str
+    uri: Location
     id_column: str = "id"
     image_column: str = "image"
     uri_column: str = "uri"
     feature_column: str = "feature"
     columns: tuple[str, ...] = ()
     limits: ImageLimits = ImageLimits()
-    allow: tuple[str, ...] = ()
+    allow: tuple[LocationPrefix, ...] = ()
 
     @model_validator(mode="after")
     def _sound(self) -> "SourceSettings":
@@ -53,10 +53,6 @@ class SourceSettings(Settings):
             raise ValueError(problem)
         if self.kind == "inventory" and not self.allow:
             raise ValueError("an inventory needs allow: the URI prefixes it may name")
-        for prefix in self.allow:
-            # Without the slash, https://example.com would allow https://example.com.evil.net.
-            if not prefix.endswith("/") or prefix.endswith("://"):
-                raise ValueError(f"allow: '{prefix}' must name a host or folder and end with /")
         return self
 
 
@@ -81,7 +77,7 @@ class BackboneSettings(Settings):
     """
 
     kind: BackboneKind = "efficientnet-lite0"
-    path: str | None = None
+    path: Location | None = None
     name: str | None = None
     image_size: int = Field(default=128, ge=8, le=2048)
     mean: tuple[float, float, float] = IMAGENET_MEAN

@@ -11,6 +11,7 @@ the other versions after it dropped one. So at least one of them sees the other.
 """
 
 import contextlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,15 @@ from dq_cluster.storage import Storage
 
 _CURRENT = "CURRENT"
 _ATTEMPTS = 20
+_MANIFEST = re.compile(r"versions/([1-9]\d{0,17})\.json", re.ASCII)
+_POINTER = re.compile(rb"\d{1,18}")
+
+
+def version_number(text: bytes, origin: str) -> int:
+    """The version that a stored pointer names. Raises IntegrityError, naming `origin`."""
+    if not _POINTER.fullmatch(text.strip()):
+        raise IntegrityError(f"{origin} is not a version number: {text[:40]!r}")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -33,21 +43,23 @@ class Index:
         return cls(Storage(uri))
 
     def versions(self) -> list[int]:
-        """All version numbers, ascending; empty for a new index."""
-        names = (info.path.rpartition("/")[2] for info in self.storage.list("versions"))
-        return sorted(int(n.removesuffix(".json")) for n in names if n[:1].isdigit())
+        """All version numbers, ascending; empty for a new index. Foreign files are passed over."""
+        found = (_MANIFEST.fullmatch(info.path) for info in self.storage.list("versions"))
+        return sorted(int(each[1]) for each in found if each)
+
+    def strays(self) -> list[str]:
+        """The files among the manifests that are none, by name: copies, notes, sub-folders."""
+        names = (info.path for info in self.storage.list("versions"))
+        return [name for name in names if not _MANIFEST.fullmatch(name)]
 
     def current(self) -> int:
         """The version readers use. Raises NotFoundError when nothing was published yet."""
         try:
-            text = self.storage.read(_CURRENT)
+            return self._number(self.storage.read(_CURRENT))
         except NotFoundError:
             raise NotFoundError(
                 f"{self.storage.uri} holds no published index; run an encode job to make one"
             ) from None
-        if not text.strip().isdigit():
-            raise IntegrityError(f"{self.storage.uri}/{_CURRENT} is not a version number: {text!r}")
-        return int(text)
 
     def manifest(self, version: int | None = None) -> Manifest:
         """The manifest of `version`, by default the current one.
@@ -83,7 +95,7 @@ class Index:
         for _ in range(_ATTEMPTS):
             number = self._next_number()
             seen = self._pointer()
-            parent = int(seen) if seen else None
+            parent = None if seen is None else self._number(seen)
             try:
                 manifest = make(number, parent)
             except NotFoundError:
@@ -114,7 +126,8 @@ class Index:
         """Point CURRENT, which held `seen`, at `version`. False if it did not stay so."""
         target = str(version).encode()
         if seen is not None and seen != target:
-            self.storage.write(f"superseded/{int(seen)}", b"")
+            with contextlib.suppress(IntegrityError):  # a damaged pointer is mended by a rollback
+                self.storage.write(f"superseded/{self._number(seen)}", b"")
         if (
             seen != target
             and not self.storage.replace(_CURRENT, target, seen)
@@ -143,6 +156,9 @@ class Index:
         with contextlib.suppress(NotFoundError):
             return self.storage.read(name) == data
         return False
+
+    def _number(self, pointer: bytes) -> int:
+        return version_number(pointer, f"{self.storage.uri}/{_CURRENT}")
 
     def _pointer(self) -> bytes | None:
         try:

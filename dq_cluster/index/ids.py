@@ -5,7 +5,6 @@ A file stores numbers as int64 where all of its own fit, else as uint64 (hashes 
 of a file to it, which changes no number.
 """
 
-import operator
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from dq_cluster.index.manifest import FileEntry
 
 SIGNED, UNSIGNED, TEXT = "int64", "uint64", "string"
 NUMBERS = {SIGNED: range(-(2**63), 2**63), UNSIGNED: range(2**64)}
+_WHOLE = re.compile(r"[+-]?[0-9]{1,4000}")
 _MIXED = "ids below 0 and ids from 2^63 on do not fit one index of 64-bit ids; write them as text"
 
 
@@ -68,20 +68,54 @@ def as_type(ids: pa.Array, id_type: str) -> pa.Array:
     return ids.cast(pa.type_for_alias(id_type))
 
 
-def to_ids(values: Sequence[Any], id_type: str) -> pa.Array:
-    """What users give, as ids of the version. Raises InputError."""
-    return pa.array([to_id(value, id_type) for value in values], pa.type_for_alias(id_type))
+def to_ids(given: Sequence[Any] | pa.Array, id_type: str) -> pa.Array:
+    """The distinct ids among `given`, in their order, as an array of the version's `id_type`.
+
+    Text is read as whole numbers where ids are numbers. Raises InputError, naming the first that
+    cannot be an id.
+    """
+    try:
+        ids = given if isinstance(given, pa.Array) else pa.array(given)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        raise InputError(
+            f"ids of this index are {id_type}; found others, or larger ones, among those given"
+        ) from None
+    wanted = pa.type_for_alias(id_type)
+    if not len(ids):
+        return pa.array([], wanted)
+    if ids.null_count:
+        raise InputError(f"{ids.null_count:,} of the {len(ids):,} ids given are null")
+    text = pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)
+    if id_type == TEXT and text:
+        return pc.unique(ids.cast(wanted))
+    if id_type == TEXT or not (text or pa.types.is_integer(ids.type)):
+        raise InputError(f"ids of this index are {id_type}, not {ids.type}")
+    if text:
+        strange = ids.filter(pc.invert(pc.match_substring_regex(ids, r"^-?[0-9]+$")))
+        if len(strange):
+            raise InputError(
+                f"ids of this index are whole numbers; found {strange[0].as_py()!r}"
+                + (f" and {len(strange) - 1:,} more" if len(strange) > 1 else "")
+            )
+    try:
+        return pc.unique(ids.cast(wanted))
+    except pa.ArrowInvalid:
+        numbers = NUMBERS[id_type]
+        outside = next(each for each in ids.to_pylist() if int(each) not in numbers)
+        raise _outside(outside, id_type) from None
 
 
 def to_id(value: Any, id_type: str) -> int | str:
     """`value` as an id of the version. Raises InputError where it cannot be one."""
     if id_type == TEXT:
         return str(value)
-    try:
-        whole = isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value.strip())
-        number = int(value) if whole else operator.index(value)
-    except TypeError:
-        raise InputError(f"ids of this index are whole numbers, not {value!r}") from None
+    if isinstance(value, bool) or not _WHOLE.fullmatch(str(value).strip()):
+        raise InputError(f"ids of this index are whole numbers, not {value!r}")
+    number = int(value)
     if number not in NUMBERS[id_type]:
-        raise InputError(f"id {number} is outside the ids of this index, which are {id_type}")
+        raise _outside(number, id_type)
     return number
+
+
+def _outside(number: int | str, id_type: str) -> InputError:
+    return InputError(f"id {number} is outside the ids of this index, which are {id_type}")

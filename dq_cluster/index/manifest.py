@@ -4,19 +4,20 @@ It is the only truth about a version. A file that no manifest names does not exi
 """
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from dq_cluster.config import Settings
+from dq_cluster.document import Document
 from dq_cluster.errors import IntegrityError
 from dq_cluster.geometry import CodeGeometry
-
-FORMAT = 1
 
 
 class ColumnStats(Settings):
     """Smallest and largest value and null count of a carried column in one file."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     min: int | float | str | bool | None = None
     max: int | float | str | bool | None = None
@@ -40,7 +41,7 @@ class Producer(Settings):
     run: str
 
 
-class Manifest(Settings):
+class Manifest(Document):
     """One version: a model, the code files made with it, and what is known about them.
 
     `rows` counts codes over `files`; `deleted` counts rows that `tombstones` take out of them.
@@ -49,7 +50,8 @@ class Manifest(Settings):
     (`index.columns.pack_schema`), None where an older dq_cluster wrote the version.
     """
 
-    format: int = FORMAT
+    NAME: ClassVar[str] = "manifest"
+
     version: int
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     parent: int | None = None
@@ -77,16 +79,7 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
     Raises IntegrityError for a format this reader does not know or content that contradicts
     itself (totals against files).
     """
-    try:
-        manifest = Manifest.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise IntegrityError(f"{origin} is not a valid manifest: {where}: {first['msg']}") from None
-    if manifest.format != FORMAT:
-        raise IntegrityError(
-            f"{origin} has format {manifest.format}; this dq_cluster reads format {FORMAT}: upgrade"
-        )
+    manifest = Manifest.parse(data, origin)
     total = sum(file.rows for file in manifest.files)
     if total != manifest.rows:
         raise IntegrityError(f"{origin} says {manifest.rows} rows but its files hold {total}")

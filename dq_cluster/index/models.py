@@ -9,30 +9,32 @@ mean interchangeable codes. Readers need neither torch nor pickle.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from dq_cluster.config import Settings
+from dq_cluster.document import Document
 from dq_cluster.errors import IntegrityError, NotFoundError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.storage import Storage
 
-FORMAT = 1
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class ModelCard(Settings):
+class ModelCard(Document):
     """What `model.json` holds.
 
     network: the configuration of the network; preprocessing: how an image becomes the feature
     the network expects; training and evaluation: summaries, not covered by the digest.
     """
 
-    format: int = FORMAT
+    NAME: ClassVar[str] = "model card"
+
     digest: str
     geometry: CodeGeometry
     feature_dim: int
@@ -86,11 +88,10 @@ def write_model(
 
 
 def list_models(storage: Storage) -> list[str]:
-    """Digests of all complete models."""
+    """Digests of all complete models; what else lies in the folder is none."""
+    names = (info.path.split("/")[1:] for info in storage.list("models"))
     return [
-        info.path.split("/")[-2]
-        for info in storage.list("models")
-        if info.path.endswith("/model.json")
+        digest for digest, *rest in names if rest == ["model.json"] and _DIGEST.fullmatch(digest)
     ]
 
 
@@ -105,17 +106,7 @@ def read_card(storage: Storage, digest: str) -> ModelCard:
         what = "no model" if not found else f"{len(found)} models"
         raise NotFoundError(f"{storage.uri} has {what} '{digest}'; models: {known}")
     name = f"models/{found[0]}/model.json"
-    try:
-        card = ModelCard.model_validate_json(storage.read(name))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise IntegrityError(f"{storage.uri}/{name}: {first['loc']}: {first['msg']}") from None
-    if card.format != FORMAT:
-        raise IntegrityError(
-            f"{storage.uri}/{name} has format {card.format}; "
-            f"this dq_cluster reads format {FORMAT}: upgrade"
-        )
-    return card
+    return ModelCard.parse(storage.read(name), f"{storage.uri}/{name}")
 
 
 def read_tensors(storage: Storage, card: ModelCard) -> dict[str, np.ndarray]:
@@ -139,7 +130,7 @@ def _digest(
     preprocessing: dict[str, Any],
 ) -> str:
     meaning = {
-        "format": FORMAT,
+        "format": ModelCard.FORMAT,
         "geometry": geometry.model_dump(mode="json"),
         "feature_dim": feature_dim,
         "network": network,

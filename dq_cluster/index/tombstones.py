@@ -26,7 +26,7 @@ from dq_cluster.storage import Storage
 _READERS = 8
 
 
-def delete_ids(index: Index, ids: Sequence[int] | Sequence[str]) -> Manifest:
+def delete_ids(index: Index, ids: Sequence[int] | Sequence[str] | pa.Array) -> Manifest:
     """Publish a version of the current one without the rows of `ids`; every row of an id goes.
 
     Reads the ids of those files only whose statistics allow one of them. Raises NotFoundError,
@@ -36,7 +36,7 @@ def delete_ids(index: Index, ids: Sequence[int] | Sequence[str]) -> Manifest:
 
     def make(version: int, parent: int | None) -> Manifest:
         old = index.manifest(parent)
-        wanted = pc.unique(to_ids(ids, old.id_type))
+        wanted = to_ids(ids, old.id_type)
         found = _places(index.storage, old, wanted)
         absent = pc.filter(wanted, pc.invert(pc.is_in(wanted, found.column("id"))))
         if len(absent):

@@ -5,7 +5,6 @@ Modules log through `logging.getLogger(__name__)` with `extra={...}` for fields.
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 
 from dq_cluster.errors import ConfigError
+from dq_cluster.jsontext import to_json
 
 _request_id: ContextVar[str] = ContextVar("dq_request_id", default="")
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -114,4 +114,4 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
+        return to_json(entry)

@@ -27,7 +27,8 @@ class SearchRequest(BaseModel):
     vector that is already in the space of the codes. image: an encoded image, base64 in JSON.
     k: neighbours wanted. nprobe: cells of an IVF version to look into, 0 for all. k_factor:
     candidates for each neighbour that the second code re-ranks, 1 for no re-ranking. filter:
-    conditions on carried columns. include: carried columns to return. Unset: the server's own.
+    conditions on carried columns. include: carried columns to return. Unset: what the
+    settings of the service say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,7 +67,9 @@ class SearchRequest(BaseModel):
         }
         for name, (value, most) in asked.items():
             if value > most:
-                raise InputError(f"{name} {value} is more than this server allows: {most}")
+                raise InputError(
+                    f"{name} {value} is more than the {most} that one request may ask for"
+                )
 
 
 def parse_request(values: dict[str, Any] | bytes) -> SearchRequest:

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from dq_cluster.config import Settings
+from dq_cluster.config import Location, Settings
 
 MAX_K_FACTOR = 100
 
@@ -32,7 +32,7 @@ class ServeSettings(Settings):
     grpc_port likewise, 0 for no gRPC.
     """
 
-    index: str
+    index: Location
     version: int | None = None
     shards: int = Field(default=4, ge=1, le=512)
     replicas: int = Field(default=1, ge=1, le=64)
@@ -47,6 +47,6 @@ class ServeSettings(Settings):
     memory_gb: float = Field(default=0, ge=0, description="of one replica; 0: what is free")
     load_timeout_s: float = Field(default=600, gt=0)
     limits: Limits = Limits()
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
     grpc_port: int = Field(default=0, ge=0, le=65535)

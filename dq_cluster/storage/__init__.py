@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from dq_cluster.errors import InputError
+from dq_cluster.location import absolute
 from dq_cluster.storage import local, s3
 from dq_cluster.storage.failures import translated
 from dq_cluster.storage.listing import FileInfo, LeftOut
@@ -38,16 +39,7 @@ class Storage:
     uri: str
 
     def __post_init__(self) -> None:
-        scheme = self.uri.partition("://")[0] if "://" in self.uri else "file"
-        if scheme not in ("file", "s3"):
-            raise InputError(f"storage '{self.uri}': scheme '{scheme}' is not file or s3")
-        if scheme == "file":
-            path = self.uri.removeprefix("file://")
-            object.__setattr__(self, "uri", os.path.abspath(os.path.expanduser(path)))
-        else:
-            if not self.uri.removeprefix("s3://").partition("/")[0]:
-                raise InputError(f"storage '{self.uri}' names no bucket: s3://<bucket>/<folder>")
-            object.__setattr__(self, "uri", self.uri.rstrip("/"))
+        object.__setattr__(self, "uri", absolute(self.uri))
 
     @property
     def is_local(self) -> bool:

@@ -9,6 +9,7 @@ which costs one epoch more, and they would bring pickle to storage.
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from dq_cluster.document import parse_record
 from dq_cluster.storage import Storage
 
 KEPT = 2
+_CARD = re.compile(r"epoch-(\d{5}|[1-9]\d{5,8})\.json", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,13 @@ def save_checkpoint(storage: Storage, checkpoint: Checkpoint) -> None:
 
 def checkpoint_epochs(storage: Storage) -> list[int]:
     """After how many epochs there is a complete checkpoint, ascending."""
-    names = [info.path for info in storage.list() if "/" not in info.path]
-    return [int(n[6:-5]) for n in names if n.startswith("epoch-") and n.endswith(".json")]
+    found = (_CARD.fullmatch(info.path) for info in storage.list())
+    return sorted(int(each[1]) for each in found if each)
 
 
 def read_history(storage: Storage, epoch: int) -> list[dict[str, Any]]:
     """The metrics of the epochs up to a checkpoint."""
-    history: list[dict[str, Any]] = json.loads(storage.read(_name(epoch, "json")))["history"]
+    history: list[dict[str, Any]] = _read_card(storage, epoch)["history"]
     return history
 
 
@@ -96,11 +99,16 @@ def latest_checkpoint(storage: Storage) -> Checkpoint | None:
     epochs = checkpoint_epochs(storage)
     if not epochs:
         return None
-    card = json.loads(storage.read(_name(epochs[-1], "json")))
+    card = _read_card(storage, epochs[-1])
     tensors = load_tensors(storage.read(_name(epochs[-1], "safetensors")))
     plain = card.get("optimizer")
     optimizer = plain and OptimizerState(_below(tensors, "optimizer."), **plain)
     return Checkpoint(card["epoch"], _below(tensors, "network."), optimizer, card["history"])
+
+
+def _read_card(storage: Storage, epoch: int) -> dict[str, Any]:
+    name = _name(epoch, "json")
+    return parse_record(storage.read(name), f"{storage.uri}/{name}")
 
 
 def _name(epoch: int, suffix: str) -> str:

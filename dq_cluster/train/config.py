@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dq_cluster.config import Settings
+from dq_cluster.config import Location, Settings
 from dq_cluster.model.config import ModelSettings
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -47,11 +47,11 @@ class TrainSettings(Settings):
     max_failures: how often lost workers are replaced before the run fails.
     """
 
-    index: str
-    features: str
+    index: Location
+    features: Location
     feature_column: str = "feature"
     name: str = Field("train", pattern=RUN_NAME)
-    storage: str | None = None
+    storage: Location | None = None
     model: ModelSettings = ModelSettings()
     seed: int = Field(0, ge=0)
     validation_fraction: float = Field(0.05, gt=0, lt=1)

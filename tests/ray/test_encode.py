@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dq_cluster.client import Client
-from dq_cluster.encode.config import FeaturizeSettings
+from dq_cluster.config import load_settings
+from dq_cluster.encode.config import EncodeSettings, FeaturizeSettings
 from dq_cluster.encode.featurize import featurize
 from dq_cluster.encode.run import encode
 from dq_cluster.errors import ConfigError, InputError, NotFoundError, QualityGateError
@@ -111,6 +112,23 @@ def test_folders_tars_and_inventories_give_the_same_codes(
         ids.append(table.column("id")[41].as_py())
     assert ids == ["cats/041.jpg", "041.jpg", "b.tar/041", 41]
     assert catalog.versions() == [1, 2, 3, 4]
+
+
+def test_relative_places_are_of_the_folder_the_command_runs_in(
+    tmp_path: Path, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers run in another folder, the one in which the cluster was started."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("Album #2"), {f"{n}.jpg": data for n, data in enumerate(IMAGES[:8])})
+    source = ["source.kind=folder", "source.uri=Album #2"]
+    asked = ["index=index", f"model={card.digest}", *source, "source.columns=uri"]
+    encode(load_settings(EncodeSettings, None, asked))
+    catalog, manifest = current("index")
+    uris = read_version(catalog.storage, manifest).column("uri").to_pylist()
+    assert uris == [f"{tmp_path}/Album #2/{n}.jpg" for n in range(8)]
+    backbone = ["backbone.kind=onnx", "backbone.path=fields.onnx", "backbone.image_size=16"]
+    featurize(load_settings(FeaturizeSettings, None, [*source, *backbone, "output=features"]))
+    assert open_features("features").rows == 8
 
 
 def test_features_then_codes(

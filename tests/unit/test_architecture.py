@@ -6,14 +6,30 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dq_cluster"
-GROUND = {"errors", "config", "geometry", "storage", "run"}
+GROUND = {
+    *(
+        "errors",
+        "location",
+        "yamltext",
+        "jsontext",
+        "config",
+        "document",
+        "geometry",
+        "storage",
+        "run",
+    ),
+}
 # Room to the rooms of dq_cluster it may import; rooms not named here may import anything.
 ARROWS = {
     "errors": set(),
-    "config": {"errors"},
+    "location": {"errors"},
+    "yamltext": {"errors"},
+    "jsontext": set(),
+    "config": {"errors", "location", "yamltext"},
+    "document": {"errors", "config"},
     "geometry": {"config"},
-    "storage": {"errors"},
-    "run": {"errors", "config", "storage"},
+    "storage": {"errors", "location"},
+    "run": {"errors", "config", "document", "storage"},
     "index": GROUND,
     "search": GROUND | {"index"},
     "model": GROUND | {"index"},

@@ -2,14 +2,27 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import date
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from dq_cluster.cli.failures import explain
 from dq_cluster.cli.main import run
 from dq_cluster.cli.output import emit
 from dq_cluster.index.catalog import Index
-from tests.support import make_model, make_version
+from dq_cluster.jsontext import to_json
+from tests.support import make_index, make_model, make_version
+
+COMMAND = [sys.executable, "-c", "from dq_cluster.cli import main; main()"]
 
 
 @pytest.fixture
@@ -56,17 +69,49 @@ def test_list_show_and_rollback(index: str, capsys: pytest.CaptureFixture[str]) 
         (["serve", "index=/x", "shards=none"], "'shards'"),
         (["plan", "--images", "0"], "greater than 0"),
         (["search", "{index}"], "--image FILE or --id ID"),
+        (["search", "{index}", "--id", "7", "-k", "5000"], "more than the 1000 that one request"),
+        (["search", "{index}", "--id", "9" * 20], "does not fit 64 bits"),
+        (["search", "{index}", "--id", "-5"], "-5"),
+        (["search", "gs://bucket/index", "--id", "7"], "scheme 'gs'"),
+        (["search", "s3:/bucket/index", "--id", "7"], "neither a path of this machine"),
+        (["search", "", "--id", "7"], "a location is empty"),
+        (["index", "list", "hf://datasets/x"], "scheme 'hf'"),
+        (["index", "list", "~nobody-of-that-name"], "no such user"),
+        (["index", "delete", "{index}", "9" * 20], "does not fit 64 bits"),
+        (["index", "delete", "{index}", "-5"], "1 of 1 ids are not in version 1 (-5)"),
+        (["index", "delete", "{index}", "3", "three"], "whole numbers; found 'three'"),
+        (["index", "delete", "{index}"], "either ids or --ids-file"),
+        (["index", "delete", "{index}", "3", "--ids-file", "x"], "either ids or --ids-file"),
+        (["index", "delete", "{index}", "--ids-file", "/absent"], "/absent: No such file"),
+        (["index", "delete", "{index}", "--ids-file", "/dev/null"], "holds no ids"),
+        (["index", "gc", "{index}", "--grace-hours", "nan"], "--grace-hours nan is not between"),
+        (["index", "gc", "{index}", "--grace-hours", "1e300"], "--grace-hours 1e+300"),
+        (["index", "gc", "{index}", "--grace-hours", "-1"], "--grace-hours -1"),
+        (["index", "compact", "{index}", "--rows", "0"], "--rows 0 is not 1 or more"),
+        (["encode", "--config", "/dev"], "/dev: Is a directory"),
+        (["encode", "index=/x", "model=", "source.kind=folder", "source.uri=/x"], "'model'"),
+        (["encode", "index=/x", "laptop.yaml"], "given with --config"),
+        (["bogus"], "No such command 'bogus'; see dq-cluster --help"),
+        (["plan"], "Missing option '--images'; see dq-cluster plan --help"),
+        (["plan", "--images", "many"], "'--images'"),
+        (["plan", "--imagse", "3"], "No such option: --imagse"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(
     index: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted((p, p.stat().st_mtime_ns) for p in Path(index).rglob("*"))
-    assert run([argument.format(index=index) for argument in arguments]) == 2
+    arguments = [argument.format(index=index) for argument in arguments]
+    assert run(arguments) == 2
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert printed.out == ""
+    words = 2 if arguments[0] == "index" else 1
+    assert run([*arguments[:words], "--json", *arguments[words:]]) == 2
+    printed = capsys.readouterr()
+    assert message in json.loads(printed.out)["error"]
+    assert printed.err.count("\n") == 1
     assert sorted((p, p.stat().st_mtime_ns) for p in Path(index).rglob("*")) == before
 
 
@@ -83,9 +128,12 @@ def test_of_a_history_the_last_entry_is_printed(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == line
 
 
-def test_wrong_usage_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bogus"]) == 2
-    assert "No such command" in capsys.readouterr().err
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["encode", "--help"]):
+        assert run(arguments) == 0
+        printed = capsys.readouterr()
+        assert printed.out.lstrip().startswith("Usage: dq-cluster")
+        assert printed.err == ""
 
 
 def test_damage_exits_1(index: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +157,6 @@ def test_verify_names_what_is_wrong(index: str, capsys: pytest.CaptureFixture[st
 def test_delete_compact_and_gc(index: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["index", "delete", index, "3", "5"]) == 0
     assert run(["index", "delete", index, "3"]) == 2
-    assert run(["index", "delete", index, "three"]) == 2
     assert run(["index", "compact", index]) == 0
     assert Index.at(index).manifest().rows == 298
     capsys.readouterr()
@@ -135,3 +182,185 @@ def test_a_table_shows_values_as_they_are() -> None:
     emit({"hits": [{"[b]": "[/x] [red]", "id": 1}]}, as_json=False, file=out)
     assert "[b]" in out.getvalue()
     assert "[/x] [red]" in out.getvalue()
+
+
+def test_ids_from_a_file(
+    index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    table, text = tmp_path / "ids.parquet", tmp_path / "ids.txt"
+    pq.write_table(pa.table({"key": pa.array([3, 5, 3], pa.int32())}), table)
+    text.write_text("7\n8\n\n7\n")
+    arguments = ["index", "delete", index, "--json", "--ids-file"]
+    assert run([*arguments, str(table), "--ids-column", "key"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"version": 2, "ids": 2, "deleted": 2}
+    assert run([*arguments, str(text)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"version": 3, "ids": 2, "deleted": 4}
+    done = subprocess.run([*COMMAND, *arguments, "-"], input=b"10\n11\n", capture_output=True)
+    assert json.loads(done.stdout) == {"version": 4, "ids": 2, "deleted": 6}
+
+
+@pytest.mark.parametrize("string_ids", [False, True])
+def test_ids_that_look_like_options(
+    string_ids: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = str(tmp_path / "index")
+    make_index(uri, rows=300, files=1, first_id=-100, string_ids=string_ids)
+    assert run(["index", "delete", uri, "-5", "-100", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"version": 2, "ids": 2, "deleted": 2}
+    assert run(["index", "delete", uri, "--json", "--", "-6", "7"]) == 0
+    assert json.loads(capsys.readouterr().out)["deleted"] == 4
+    assert run(["index", "delete", uri, "8", "-5"]) == 2
+    assert "1 of 2 ids are not in version 3 (-5)" in capsys.readouterr().err
+
+
+def test_a_copied_manifest_is_no_version(index: str, capsys: pytest.CaptureFixture[str]) -> None:
+    versions = Path(index) / "versions"
+    (versions / "1 (copy).json").write_bytes((versions / "1.json").read_bytes())
+    assert run(["index", "list", index, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [row["version"] for row in listed["versions"]] == [1]
+    assert listed["ignored"] == ["versions/1 (copy).json"]
+    assert run(["index", "delete", index, "3"]) == 0
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {
+        "map": float("nan"),
+        "rows": [{"ap": float("inf"), "k": np.int64(3), "x": np.float32(0.5)}],
+        "all": np.array([1.0, np.nan]),
+        "day": date(2026, 1, 2),
+        "text": "NaN",
+    }
+    emit(found, as_json=True)
+    line = capsys.readouterr().out
+
+    def refuse(name: str) -> None:
+        pytest.fail(f"{name} is no JSON")
+
+    assert json.loads(line, parse_constant=refuse) == {
+        "map": None,
+        "rows": [{"ap": None, "k": 3, "x": 0.5}],
+        "all": [1.0, None],
+        "day": "2026-01-02",
+        "text": "NaN",
+    }
+    assert to_json({1: float("nan")}) == '{"1": null}'
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    hits = [{"id": "[red]a[/b].jpg", "uri": ":cat: [x]"}, {"id": 1234567, "uri": "[/]"}]
+    emit({"hits": hits, "file": "[bold]:dog:", "ignored": ["a", "b c"]}, as_json=False)
+    printed = capsys.readouterr().out
+    for text in (
+        "[red]a[/b].jpg",
+        ":cat: [x]",
+        "[/]",
+        "file: [bold]:dog:",
+        "1234567",
+        "ignored: a, b c",
+    ):
+        assert text in printed
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/x"), 1, "/x: Permission denied"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (MemoryError(), 1, "this machine has not enough memory for it"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_the_machine_is_no_internal_error(error: Exception, status: int, message: str) -> None:
+    failure = explain(error)
+    assert (failure.status, failure.message) == (status, message)
+
+
+def test_our_own_mistakes_keep_their_stack(
+    tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def broken(request: object) -> None:
+        raise KeyError("a\nb")
+
+    monkeypatch.setattr("dq_cluster.index.sizing.size_index", broken)
+    assert run(["plan", "--images", "3", "--json"]) == 1
+    printed = capsys.readouterr()
+    (kept,) = tmp_path.glob("dq-cluster-*.log")
+    assert printed.err == f"error: internal error: KeyError: 'a\\nb'; the stack is in {kept}\n"
+    assert json.loads(printed.out)["kind"] == "InternalError"
+    assert "in broken" in kept.read_text()
+    monkeypatch.setenv("DQ_LOG_LEVEL", "DEBUG")
+    assert run(["plan", "--images", "3"]) == 1
+    assert "in broken" in capsys.readouterr().err
+    monkeypatch.setenv("DQ_LOG_LEVEL", "")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    assert run(["plan", "--images", "3"]) == 1
+    assert "in broken" in capsys.readouterr().err
+
+
+def test_nobody_reads_the_output(index: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*COMMAND, "index", "list", index]
+    for more in ([], ["--json"]):
+        done = subprocess.run([*command, *more], stdout=writer, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (1, "")
+        done = subprocess.run([*command, *more], stdout=writer, stderr=writer)
+        assert done.returncode == 1
+    os.close(writer)
+
+
+def test_the_output_has_no_room(index: str) -> None:
+    with open("/dev/full", "w") as full:
+        command = [*COMMAND, "index", "list", index, "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device\n"
+
+
+def test_interrupted(index: str) -> None:
+    command = [*COMMAND, "index", "delete", index, "--ids-file", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"1\n" * (1 << 18))  # more than a pipe holds: it is being read
+        process.stdin.flush()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 130
+    assert said == b"error: interrupted\n"
+    assert Index.at(index).versions() == [1]
+
+
+def test_places_named_by_the_environment_are_the_same_everywhere(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DQ_CACHE", "cache")
+    assert run(["plan", "--images", "3"]) == 0
+    assert os.environ["DQ_CACHE"] == f"{tmp_path.resolve()}/cache"
+
+
+def test_a_name_of_any_bytes_can_be_said() -> None:
+    command = [*COMMAND, "index", "list", b"/absent/\xff\xe9"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: /absent/\\udcff\\udce9 holds no published index")
+
+
+def test_a_closed_output_is_no_mistake(index: str) -> None:
+    code = f"exec {sys.executable} -c 'from dq_cluster.cli import main; main()' index list {index}"
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(["bash", "-c", f"{code} {closed}"], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert done.stderr == ""
+
+
+def test_a_place_of_the_environment_that_is_none(
+    monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DQ_CACHE", "gs://bucket")
+    assert run(["plan", "--images", "3"]) == 2
+    assert capsys.readouterr().err.startswith("error: DQ_CACHE: 'gs://bucket': scheme 'gs'")

@@ -1,6 +1,7 @@
 """A backbone describes itself, and can be loaded again from what it said."""
 
 import importlib.util
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from dq_cluster.errors import ConfigError, IntegrityError, NotFoundError, StorageRefusedError
-from dq_cluster.images.backbone import load_backbone
+from dq_cluster.images.backbone import cached, load_backbone
 from dq_cluster.images.config import BackboneSettings
 from dq_cluster.images.decode import decode_image
 from tests.pictures import crops
@@ -34,6 +35,56 @@ def pooling_graph(path: Path, kind: int, shape: list[object], axes: list[int]) -
     opset = [helper.make_opsetid("", 13)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
     return path
+
+
+def made(target: Path) -> None:
+    target.write_bytes(b"graph")
+
+
+def refuse(target: Path) -> None:
+    pytest.fail("made twice")
+
+
+def test_what_is_made_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DQ_CACHE", str(tmp_path / "cache"))
+    assert cached("graph.onnx", made) == b"graph"
+    assert cached("graph.onnx", refuse) == b"graph"
+    monkeypatch.setenv("DQ_CACHE", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cached("graph.onnx", made) == b"graph"
+    assert cached("graph.onnx", refuse) == b"graph"
+    assert (tmp_path / "home/.cache/dq-cluster/graph.onnx").read_bytes() == b"graph"
+
+
+@pytest.mark.parametrize("home", ["/proc/x", "{file}"])
+def test_without_a_home_it_is_made_again_with_a_word(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    home = home.format(file=tmp_path / "file")
+    logger = logging.getLogger("dq_cluster")
+    monkeypatch.setattr(logger, "propagate", True)  # as it is before a command sets logging up
+    monkeypatch.setenv("DQ_CACHE", "")
+    monkeypatch.setenv("HOME", home)
+    assert cached("graph.onnx", made) == b"graph"
+    said = caplog.messages[0]
+    assert home in said
+    assert "set DQ_CACHE to a folder that can be written" in said
+    monkeypatch.setenv("DQ_CACHE", f"{home}/cache")
+    with pytest.raises(StorageRefusedError, match=f"DQ_CACHE={home}/cache: .*set DQ_CACHE"):
+        cached("graph.onnx", made)
+
+
+def test_what_cannot_be_made_says_so_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DQ_CACHE", str(tmp_path))
+
+    def fail(target: Path) -> None:
+        raise RuntimeError("export")
+
+    with pytest.raises(RuntimeError, match="export"):
+        cached("graph.onnx", fail)
 
 
 def test_efficientnet_lite0_tells_pictures_apart() -> None:

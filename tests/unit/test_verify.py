@@ -219,7 +219,7 @@ class TestDeletes:
     def test_unknown_ids_and_types_change_nothing(self, index: Index) -> None:
         with pytest.raises(NotFoundError, match=r"5 of 5 ids .* \(900, 901, 902, …\)"):
             delete_ids(index, range(900, 905))
-        with pytest.raises(InputError, match="are whole numbers"):
+        with pytest.raises(InputError, match="are whole numbers; found 'seven'"):
             delete_ids(index, ["seven"])
         assert index.versions() == [1]
 

@@ -1,0 +1,66 @@
+"""What an error means for a command: its exit status, and the one line that says why."""
+
+import logging
+import os
+import tempfile
+import traceback
+from dataclasses import dataclass
+
+from typer import TyperException
+
+from dq_cluster.errors import DqError, UserError
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a command ends: exit status, the line that says why, and the kind of error."""
+
+    status: int
+    message: str
+    kind: str
+
+
+def explain(error: BaseException) -> Failure:
+    """How a command ends that raised `error`: 2 the request was wrong, 1 it failed.
+
+    What is nobody's mistake but ours keeps its stack in a file, or on standard error with
+    DQ_LOG_LEVEL=DEBUG.
+    """
+    kind = type(error).__name__
+    match error:
+        case TyperException():
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "dq-cluster"
+            message = error.format_message().rstrip(".")
+            return Failure(2, f"{message}; see {command} --help", "UsageError")
+        case UserError():
+            return Failure(2, str(error), kind)
+        case DqError():
+            return Failure(1, str(error), kind)
+        case KeyboardInterrupt():
+            return Failure(INTERRUPTED, "interrupted", kind)
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return Failure(1, f"{where}{error.strerror or error}", kind)
+        case MemoryError():
+            return Failure(1, "this machine has not enough memory for it", kind)
+    stack = "".join(traceback.format_exception(error))
+    what = f"internal error: {kind}: {error}"
+    return Failure(1, f"{what}; the stack is {_keep(stack)}", "InternalError")
+
+
+def _keep(stack: str) -> str:
+    if not log.isEnabledFor(logging.DEBUG):
+        try:
+            handle, path = tempfile.mkstemp(prefix="dq-cluster-", suffix=".log")
+            with os.fdopen(handle, "w", errors="backslashreplace") as file:
+                file.write(stack)
+            return f"in {path}"
+        except OSError:
+            pass
+    log.error("%s", stack)
+    return "above"

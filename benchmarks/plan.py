@@ -53,7 +53,7 @@ def _plan(images: int) -> dict[str, float]:
         storage = Storage(folder)
         before = _peak_mib()
         started = time.perf_counter()
-        plan = make_plan(storage, "run", units, fragment_rows=FRAGMENT_ROWS, request={})
+        plan = make_plan(storage, "run", units, fragment_rows=FRAGMENT_ROWS)
         planned = time.perf_counter()
         reader = PlanReader(storage, plan)
         for fragment in (0, plan.fragments // 2, plan.fragments - 1):

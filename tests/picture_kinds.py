@@ -243,6 +243,9 @@ def _jpeg_webp_avif() -> Iterator[Kind]:
         )
         yield Kind(group, "animation", (moving,), SCENE, "the first frame", tolerance,
                    tolerance > 2)  # fmt: skip
+    small = rasters.small_frame(encoded(picture, "WEBP", lossless=True), (64, 48), (80, 64), 8)
+    yield Kind("WEBP", "a first frame smaller than the picture", (small,), _framed(SCENE),
+               "white around it")  # fmt: skip
     lossy = encoded(picture, "WEBP", quality=98)
     yield Kind("WEBP", "RGB, lossy", (lossy,), SCENE, lossy=True, tolerance=14)
 
@@ -265,7 +268,7 @@ def _gif_bmp_ppm() -> Iterator[Kind]:
         "GIF",
         "a first frame smaller than the picture",
         (small,),
-        _framed(),
+        _framed(IN_PALETTE),
         "white around it",
     )
 
@@ -340,10 +343,10 @@ def _gif_bmp_ppm() -> Iterator[Kind]:
     yield Kind("PPM", "grey float (PFM)", (floats,), as_grey(GREY), "as a float TIFF")
 
 
-def _framed() -> np.ndarray:
-    """What browsers show of a GIF whose frame is smaller, at the size the table compares."""
+def _framed(frame: np.ndarray) -> np.ndarray:
+    """What browsers show of a picture whose frame is smaller, at the size the table compares."""
     whole = np.full((64, 80, 3), 255, np.uint8)
-    whole[8:56, 8:72] = IN_PALETTE
+    whole[8:56, 8:72] = frame
     square = Image.fromarray(whole).resize((SIZE, SIZE), 2, box=(8, 0, 72, 64), reducing_gap=2.0)
     return np.asarray(square)
 

@@ -329,5 +329,17 @@ def with_riff_chunks(webp: bytes, width: int, height: int, *chunks: tuple[bytes,
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+def small_frame(webp: bytes, size: tuple[int, int], whole: tuple[int, int], at: int) -> bytes:
+    """An animation of `whole` pixels whose frames are a simple WebP, `at` pixels from the edges."""
+
+    def three(*numbers: int) -> bytes:
+        return b"".join(number.to_bytes(3, "little") for number in numbers)
+
+    frame = three(at // 2, at // 2, size[0] - 1, size[1] - 1, 100) + b"\0" + webp[12:]
+    body = b"WEBP" + _riff(b"VP8X", b"\x12\0\0\0" + three(whole[0] - 1, whole[1] - 1))
+    body += _riff(b"ANIM", b"\xff" * 4 + bytes(2)) + _riff(b"ANMF", frame) * 2
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 def _riff(name: bytes, data: bytes) -> bytes:
     return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dq_cluster.cli.output import emit
-from dq_cluster.errors import NotFoundError
+from dq_cluster.errors import InputError, NotFoundError
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.models import read_card
 
@@ -137,16 +137,26 @@ def compact(
 def gc(
     index: Uri,
     grace_hours: Annotated[
-        float, typer.Option(help="Leave alone what is younger; a running job's files are.")
+        float, typer.Option(help="Leave alone what is younger, or was current within it.")
     ] = 72.0,
     keep: Annotated[
         int | None, typer.Option(help="Also drop all versions but the current and the KEEP newest.")
     ] = None,
+    training: Annotated[
+        list[str] | None,
+        typer.Option(help="Also remove this training's checkpoints; it cannot go on then."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     json: Json = False,
 ) -> None:
-    """Remove the files that no version names."""
+    """Remove the files that no version names, and say what stays and why."""
     from dq_cluster.index.gc import collect_garbage
 
-    grace = timedelta(hours=grace_hours)
-    emit(collect_garbage(Index.at(index), grace, keep=keep, dry_run=dry_run), as_json=json)
+    try:
+        grace = timedelta(hours=grace_hours)
+    except (OverflowError, ValueError):
+        raise InputError(f"--grace-hours must be a number of hours, not {grace_hours}") from None
+    report = collect_garbage(
+        Index.at(index), grace, keep=keep, trainings=training or (), dry_run=dry_run
+    )
+    emit(report, as_json=json)

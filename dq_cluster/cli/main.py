@@ -9,19 +9,19 @@ from typer.core import TyperGroup
 
 from dq_cluster.cli import index_commands, search_commands, workloads
 from dq_cluster.cli.output import emit_error
-from dq_cluster.cli.signals import Interrupted, run_until_signal
+from dq_cluster.cli.signals import run_until_signal
 from dq_cluster.errors import DqError, UserError
 from dq_cluster.observe.log import configure_logging
 
 
 class _Commands(TyperGroup):
-    """Ray turns what a signal raises into KeyboardInterrupt, and typer that into a line."""
+    """The commands; typer would print a line of its own for a signal, and exit with 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise Interrupted from None
+            raise SystemExit(130) from None
 
 
 app = typer.Typer(

@@ -9,6 +9,7 @@ from typing import Any, TextIO, TypeGuard
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _PLAIN_WIDTH = 200  # columns of output that no terminal wraps
 
@@ -57,9 +58,10 @@ def _is_rows(value: object) -> TypeGuard[list[dict[str, Any]]]:
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left")
     for name in rows[0]:
-        table.add_column(name)
+        table.add_column(Text(name))
     for row in rows:
-        table.add_row(*(_text(row.get(name)) for name in rows[0]))
+        # As it is: an id or a carried text may look like markup.
+        table.add_row(*(Text(_text(row.get(name))) for name in rows[0]))
     return table
 
 

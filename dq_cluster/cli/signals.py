@@ -21,8 +21,8 @@ _ONE_KEYSTROKE_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(BaseException):
-    """The command was asked to end. Not an Exception: nothing may take it for a failure."""
+class Interrupted(KeyboardInterrupt):
+    """The command was asked to end."""
 
 
 def run_until_signal(work: Callable[[], int]) -> int:
@@ -34,7 +34,7 @@ def run_until_signal(work: Callable[[], int]) -> int:
     ending = _Ending()
     try:
         status = work()
-    except (Interrupted, KeyboardInterrupt):
+    except KeyboardInterrupt:
         status = 1
     ending.finished = True
     if ending.number:

@@ -9,14 +9,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
-from dq_cluster.cluster.failures import plain_errors
-from dq_cluster.cluster.surroundings import bypass_proxies, check_joined, check_local
+from dq_cluster.cluster.failures import plain_errors, reason_in
+from dq_cluster.cluster.surroundings import (
+    bypass_proxies,
+    check_joined,
+    check_local,
+    joined_address,
+)
 from dq_cluster.errors import DqError
 
 if TYPE_CHECKING:
     from ray.data import DataContext
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # Ray schedules by declared CPUs. Decode, backbone, and writer actors each claim one and must
 # all be alive for a pipeline to move, so a two-core laptop declares more than it has; the
@@ -52,14 +59,15 @@ def ray_cluster() -> Iterator[None]:
 def _start_or_join() -> None:
     import ray
 
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    address = joined_address(os.environ)
     bypass_proxies()
-    if address == "local":
-        check_local()
-    else:
+    if address:
+        logger.info("joining the Ray cluster at %s", address)
         check_joined(address)
+    else:
+        check_local()
     try:
-        if address == "local":
+        if not address:
             ray.init(
                 address="local",
                 num_cpus=max(_LOCAL_CPUS, os.cpu_count() or 1),
@@ -70,9 +78,17 @@ def _start_or_join() -> None:
         else:
             ray.init(log_to_driver=False, logging_level="warning")
             bypass_proxies(node["NodeManagerAddress"] for node in ray.nodes())
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        what = "Ray cannot start" if address == "local" else f"RAY_ADDRESS={address}: cannot join"
-        raise DqError(f"{what}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # of many kinds, even that one itself
+        what = f"RAY_ADDRESS={address}: cannot join" if address else "Ray cannot start"
+        account, stack, _ = str(error).partition("Traceback")
+        reason = reason_in(str(error)) if stack else ""
+        advice = (
+            f"; its Ray must be {ray.__version__}, and its token the one of RAY_AUTH_TOKEN or "
+            "~/.ray/auth_token"
+            if address
+            else ""
+        )
+        raise DqError(" ".join(f"{what}: {account} {reason}".split()) + advice) from error
 
 
 @contextlib.contextmanager

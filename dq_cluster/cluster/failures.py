@@ -28,20 +28,25 @@ def plain_errors() -> Iterator[None]:
 
 def plain(error: BaseException) -> DqError:
     """The dq_cluster error that `error` wraps, in whatever way; or one that says what it is."""
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, DqError) and not _is_rays(cause):
-            return cause
-    found = error_in(str(error))
+    found = ours(error)
     if found:
         return found
+    causes = list(_causes(error))
     innermost = next((cause for cause in reversed(causes) if not _is_rays(cause)), error)
     if innermost is error:
-        return DqError(f"Ray reports {type(error).__name__}: {_first_line(error)}")
-    return DqError(
-        f"a worker failed with {type(innermost).__name__}: {_first_line(innermost)}; "
-        f"its stack is in {keep_stack(error)}"
-    )
+        return DqError(f"Ray reports {type(error).__name__}: {_line(error)}")
+    # The text, where it ends with what was raised: Ray Data changes the message of the exception.
+    last = str(error).rstrip().rpartition("\n")[2].strip()
+    raised = last if _ERROR_LINE.match(last) else f"{type(innermost).__name__}: {_line(innermost)}"
+    return DqError(f"a worker failed with {raised}; its stack is in {keep_stack(error)}")
+
+
+def ours(error: BaseException) -> DqError | None:
+    """The dq_cluster error inside `error`, itself or as the text of a stack."""
+    for cause in _causes(error):
+        if isinstance(cause, DqError) and not _is_rays(cause):
+            return cause
+    return error_in(str(error))
 
 
 def error_in(text: str) -> DqError | None:
@@ -51,6 +56,8 @@ def error_in(text: str) -> DqError | None:
         kind = match and getattr(errors, match[1], None)
         if match and kind:
             return kind(match[2].strip())
+        if _ERROR_LINE.match(line):  # raised later, while handling one of ours perhaps
+            return None
     return None
 
 
@@ -78,6 +85,8 @@ def _is_rays(error: BaseException) -> bool:
     return isinstance(error, RayError)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else "without a message"
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    if "Traceback" in text:
+        return reason_in(text)
+    return text.partition("\n")[0].strip() or "without a message"

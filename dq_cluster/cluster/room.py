@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from dq_cluster.cluster.surroundings import joined_address
 from dq_cluster.errors import ConfigError, InputError
 
 log = logging.getLogger(__name__)
@@ -194,8 +195,7 @@ def patience_of(environment: Mapping[str, str]) -> Patience:
     """
     written = environment.get(WAIT, "")
     if not written:
-        joined = environment.get("RAY_ADDRESS", "local") not in ("", "local")
-        return Patience(_DEFAULT_WAIT_S if joined else 0.0, _DEFAULT_WAIT_S)
+        return Patience(_DEFAULT_WAIT_S if joined_address(environment) else 0.0, _DEFAULT_WAIT_S)
     try:
         seconds = float(written)
     except ValueError:

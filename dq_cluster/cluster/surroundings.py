@@ -20,6 +20,13 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LONGEST_FOLDER = 107 - 68
 _FEWEST_FILES = 512
 _CONNECT_S = 5.0
+_IP = (socket.AF_INET, socket.AF_INET6)
+
+
+def joined_address(environment: Mapping[str, str]) -> str:
+    """What RAY_ADDRESS names, or an empty string where this process starts a Ray of its own."""
+    address = environment.get("RAY_ADDRESS", "")
+    return "" if address == "local" else address
 
 
 def check_local() -> None:
@@ -78,9 +85,6 @@ def bypass_proxies(hosts: Iterable[str] = ()) -> None:
 
     own = [a.address for cards in psutil.net_if_addrs().values() for a in cards if a.family in _IP]
     os.environ.update(bypasses(os.environ, [*own, socket.gethostname(), *hosts]))
-
-
-_IP = (socket.AF_INET, socket.AF_INET6)
 
 
 def bypasses(environment: Mapping[str, str], hosts: Iterable[str]) -> dict[str, str]:

@@ -4,10 +4,8 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from dq_cluster.errors import ConfigError
 from dq_cluster.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -18,17 +16,16 @@ _NAME = "demo.json"
 class Journal:
     """Stages that are done and what they found, kept in `<folder>/demo.json`."""
 
-    def __init__(self, folder: Path, request: dict[str, Any]) -> None:
-        """Open or start the journal. Raises ConfigError if it belongs to another request."""
-        self._storage = Storage(str(folder))
-        fresh = {"request": request, "stages": {}}
-        self._storage.create(_NAME, json.dumps(fresh).encode())
-        self._content = json.loads(self._storage.read(_NAME))
-        if self._content["request"] != request:
-            raise ConfigError(
-                f"{folder} holds a demo of {self._content['request']}, not of {request}; "
-                "remove the folder or name another with --folder"
-            )
+    def __init__(self, storage: Storage) -> None:
+        """Open the journal of the demo in folder `storage`, or begin one."""
+        self._storage = storage
+        storage.create(_NAME, b'{"stages": {}}')
+        self._content = json.loads(storage.read(_NAME))
+
+    @property
+    def recorded(self) -> dict[str, Any] | None:
+        """What was asked of a demo that an older release began; `run.json` has it now."""
+        return self._content.get("request")
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `work` found, now or in an earlier, interrupted demo; with its `seconds`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from dq_cluster.config import Settings
 from dq_cluster.demo.journal import Journal
 from dq_cluster.demo.pictures import Pictures, find_pictures
 from dq_cluster.demo.queries import ask, picture_grid
@@ -19,6 +20,7 @@ from dq_cluster.evaluate.report import Report
 from dq_cluster.evaluate.version import evaluate_version
 from dq_cluster.images.config import SourceSettings, ViewSettings
 from dq_cluster.model.config import ModelSettings
+from dq_cluster.run import Run
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.run import serving
 from dq_cluster.storage import Storage
@@ -30,6 +32,13 @@ BITS = 64
 _FRAGMENTS = 8  # code files, so that every shard has some of its own
 
 
+class DemoRequest(Settings):
+    """What decides a demo. data: what DQ_DATA names, or `public`."""
+
+    images: int
+    data: str
+
+
 def run_demo(folder: Path, images: int) -> dict[str, Any]:
     """Pictures in, answers and `report.html` out, all below `folder`; resumable at every stage.
 
@@ -37,7 +46,16 @@ def run_demo(folder: Path, images: int) -> dict[str, Any]:
     the report is.
     """
     folder = folder.absolute()
-    journal = Journal(folder, {"images": images, "data": os.environ.get("DQ_DATA", "public")})
+    run = Run(Storage(str(folder)))
+    journal = Journal(run.storage)
+    run.claim(
+        DemoRequest(images=images, data=os.environ.get("DQ_DATA", "public")), journal.recorded
+    )
+    with run.at_work():
+        return _run_demo(folder, images, journal)
+
+
+def _run_demo(folder: Path, images: int, journal: Journal) -> dict[str, Any]:
     pictures = find_pictures(folder, images)
     at = {name: str(folder / "features" / name) for name in ("all", "database", "queries")}
     index = str(folder / "index")
@@ -90,7 +108,7 @@ def run_demo(folder: Path, images: int) -> dict[str, Any]:
 def _featurize(source: SourceSettings, output: str) -> dict[str, Any]:
     # Each encoder claims two CPUs, one of them for decoding; small machines declare more than
     # they have.
-    encoders = min(os.cpu_count() or 1, int(ray.cluster_resources()["CPU"]) // 2)
+    encoders = max(1, min(os.cpu_count() or 1, int(ray.cluster_resources().get("CPU", 0)) // 2))
     found = featurize(
         FeaturizeSettings(
             source=source,

@@ -4,21 +4,24 @@ from typing import Any
 
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.encode.config import FeaturizeSettings
-from dq_cluster.encode.coverage import summary
+from dq_cluster.encode.coverage import look_again, summary
 from dq_cluster.encode.fragment import Job
 from dq_cluster.encode.ledger import Ledger
 from dq_cluster.encode.outputs import FeatureOutput
-from dq_cluster.encode.planning import continue_or_plan
+from dq_cluster.encode.plan import find_plan
 from dq_cluster.encode.pool import run_fragments
 from dq_cluster.encode.publish import check_complete, check_rejects
+from dq_cluster.encode.request import FeaturizeRequest
+from dq_cluster.encode.resume import check_request, check_source, resume
 from dq_cluster.errors import ConfigError
 from dq_cluster.images.sources import source_schema
+from dq_cluster.index.stored import check_stored
+from dq_cluster.run import Run
 from dq_cluster.storage import Storage
 
 # Beside the feature files; readers of Parquet folders pass over names with a dot.
 _RUN = ".run"
-# The settings that decide what the files hold.
-_MEANING = {"source", "backbone", "views", "fragment_rows"}
+_REJECTS = f"{_RUN}/rejects"
 
 
 def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
@@ -29,43 +32,57 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
     if settings.source.kind == "features" or settings.backbone.kind == "none":
         raise ConfigError("featurize makes features from images: it needs images and a backbone")
     storage = Storage(settings.output)
-    request = settings.model_dump(mode="json", include=_MEANING)
-    plan, difference = continue_or_plan(
-        storage,
-        _RUN,
-        settings.source,
-        fragment_rows=settings.fragment_rows,
-        request=request,
-        advice="to featurize everything that is there now, give another output; to add to these "
-        f"features, put the new images in a source of their own and give output={storage.uri}/NAME",
-    )
-    job = Job(
+    request = FeaturizeRequest(
         source=settings.source,
-        carried=source_schema(settings.source).remove(0),
-        output=FeatureOutput(
-            storage,
-            settings.backbone,
-            settings.views,
-            settings.source.columns,
-            settings.pool.batch_size,
-            settings.pool.threads,
-        ),
-        storage=storage,
-        run=_RUN,
-        rejects=f"{_RUN}/rejects",
-        plan=plan,
-        decoders=settings.pool.decoders,
+        backbone=settings.backbone,
+        views=settings.views,
+        fragment_rows=settings.fragment_rows,
     )
-    with ray_cluster():
+    advice = (
+        "to featurize everything that is there now, give another output; to add to these features, "
+        f"put the new images in a source of their own and give output={storage.uri}/NAME"
+    )
+    check_request(storage, _RUN, request)
+    check_source(storage, _RUN, settings.source)
+    with Run(storage.child(_RUN)).at_work(), ray_cluster():
+        begun = find_plan(storage, _RUN)
+        found = look_again(storage, begun, settings.source, advice) if begun else None
+        plan = resume(
+            storage,
+            _RUN,
+            request,
+            settings.source,
+            fragment_rows=settings.fragment_rows,
+            written=["", _REJECTS],
+        )
+        job = Job(
+            source=settings.source,
+            carried=source_schema(settings.source).remove(0),
+            output=FeatureOutput(
+                storage,
+                settings.backbone,
+                settings.views,
+                settings.source.columns,
+                settings.pool.batch_size,
+                settings.pool.threads,
+            ),
+            storage=storage,
+            run=_RUN,
+            rejects=_REJECTS,
+            plan=plan,
+            decoders=settings.pool.decoders,
+        )
         figures = run_fragments(job, settings.pool, "featurize", settings.max_reject_fraction)
-    receipts = list(Ledger(storage, _RUN).receipts())
-    check_complete(plan, receipts)
-    check_rejects(receipts, settings.max_reject_fraction)
+        receipts = list(Ledger(storage, _RUN).receipts())
+        check_complete(plan, receipts)
+        check_rejects(receipts, settings.max_reject_fraction)
+        files = [file for receipt in receipts for file in receipt.files]
+        check_stored(storage, "", files, "the same command makes it again")
     return {
         "output": storage.uri,
-        "files": sum(len(receipt.files) for receipt in receipts),
+        "files": len(files),
         "rows": sum(receipt.rows for receipt in receipts),
         "rejected": sum(receipt.rejected for receipt in receipts),
-        **summary(plan, receipts, difference),
+        **summary(plan, receipts, found),
         **figures,
     }

@@ -6,13 +6,14 @@ A fragment computed twice (a retried task, a second driver) is therefore counted
 loser wrote is named nowhere, and so does not exist.
 """
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import Field, ValidationError
 
 from dq_cluster.config import Settings
-from dq_cluster.errors import IntegrityError
+from dq_cluster.errors import IntegrityError, NotFoundError
 from dq_cluster.index.manifest import FileEntry
 from dq_cluster.storage import Storage
 
@@ -66,7 +67,16 @@ class Ledger:
     def receipts(self) -> Iterator[Receipt]:
         """The receipts of all committed fragments, in order of the fragments."""
         with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(self.read, self.done())
+            yield from filter(None, pool.map(self._read_if_there, self.done()))
+
+    def forget(self, fragment: int) -> None:
+        """Let a fragment be encoded again, because files of it are gone."""
+        self._storage.delete(self._name(fragment))
+
+    def _read_if_there(self, fragment: int) -> Receipt | None:
+        with contextlib.suppress(NotFoundError):  # another driver forgot it since it was listed
+            return self.read(fragment)
+        return None
 
     def read(self, fragment: int) -> Receipt:
         """The receipt of a committed fragment. Raises NotFoundError before that."""

@@ -7,7 +7,7 @@ Neither writing nor reading needs memory in proportion to the planned input.
 """
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,14 +17,15 @@ from pydantic import Field, ValidationError
 
 from dq_cluster.config import Settings
 from dq_cluster.encode.packing import pack
-from dq_cluster.errors import InputError, IntegrityError, NotFoundError
+from dq_cluster.errors import DqError, InputError, IntegrityError, NotFoundError
 from dq_cluster.images.skipped import Skipped, skipped_text
 from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage, translated
 from dq_cluster.storage.scratch import scratch_folder
 
 FORMAT = 1
-# In the order of Unit; plans of earlier versions end earlier.
+PLAN = "plan.json"
+# In the order of Unit; plans of earlier versions end after `rows`.
 _SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -40,11 +41,11 @@ _SCHEMA = pa.schema(
 class Plan(Settings):
     """What `plan.json` holds.
 
-    rows: None where some unit does not tell; request: what was asked of the run, kept so that a
-    continued run cannot mean something else; newest: the newest version of the index at the
-    time, so that the run's own version is known to be newer. planned: when the input was listed;
-    files: how many it had; skipped: what of it is no input, by kind; unread: how many of those
-    are pictures, by format. Plans of earlier versions do not say these.
+    rows: None where some unit does not tell; request: what was asked of a run that an older
+    release began, `run.json` has it now; newest: the newest version of the index at the time, so
+    that the run's own version is known to be newer. planned: when the input was listed; files:
+    how many it had; skipped: what of it is no input, by kind; unread: how many of those are
+    pictures, by format. Plans of earlier versions do not say these.
     """
 
     format: int = FORMAT
@@ -52,7 +53,7 @@ class Plan(Settings):
     fragments: int
     units: int
     rows: int | None
-    request: dict[str, Any]
+    request: dict[str, Any] = Field(default_factory=dict)
     newest: int = 0
     planned: datetime | None = None
     files: int | None = None
@@ -62,7 +63,7 @@ class Plan(Settings):
 
 def find_plan(storage: Storage, run: str) -> Plan | None:
     """The plan of the run in folder `run`, or None where there is none yet."""
-    name = f"{run}/plan.json"
+    name = f"{run}/{PLAN}"
     try:
         plan = Plan.model_validate_json(storage.read(name))
     except NotFoundError:
@@ -84,13 +85,14 @@ def make_plan(
     skipped: Skipped | None = None,
     *,
     fragment_rows: int,
-    request: dict[str, Any],
     newest: int = 0,
+    claim: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Plan `units` and store the plan. If another driver stored one first, that one counts.
 
-    skipped: where the source counts what it leaves out of `units`. Raises InputError when there
-    is nothing to plan.
+    skipped: where the source counts what it leaves out of `units`. `claim` is called when all
+    units are known and before the plan counts.
+    Raises InputError when there is nothing to plan, and what `claim` raises.
     """
     started = datetime.now(UTC)
     skipped = skipped or Skipped()
@@ -124,14 +126,18 @@ def make_plan(
         fragments=fragments,
         units=count,
         rows=rows if known else None,
-        request=request,
         newest=newest,
         planned=started,
         files=files,
         skipped=skipped.take(),
         unread=dict(skipped.formats),
     )
-    if storage.create(f"{run}/plan.json", plan.model_dump_json(indent=1).encode()):
+    try:
+        claim()
+    except DqError:
+        storage.delete(path)
+        raise
+    if storage.create(f"{run}/{PLAN}", plan.model_dump_json(indent=1).encode()):
         return plan
     winner = find_plan(storage, run)
     assert winner is not None

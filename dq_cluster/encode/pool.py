@@ -55,7 +55,7 @@ def _receipts(job: Job, pool: PoolSettings, todo: list[int]) -> Iterator[Receipt
     context = quiet_data_context()  # what a reader wants is in RunProgress
     # Another driver may take the room that was there a moment ago.
     context.wait_for_min_actors_s = round(patience_of(os.environ).taken + _START_S)
-    with DataContext.current(context), spoken() as reports:
+    with DataContext.current(context), spoken(needs(pool)) as reports:
         numbers = ray.data.from_items(
             [{"fragment": number} for number in todo],
             override_num_blocks=min(len(todo), _MAX_BLOCKS),

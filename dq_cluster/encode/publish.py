@@ -14,8 +14,10 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import carried_schema, file_schema, open_code_file
 from dq_cluster.index.columns import join_schemas, pack_schema
 from dq_cluster.index.ids import common_type
-from dq_cluster.index.manifest import FileEntry, Manifest, Producer
+from dq_cluster.index.manifest import Manifest, Producer
 from dq_cluster.index.models import ModelCard
+from dq_cluster.index.stored import check_stored
+from dq_cluster.run import Run
 from dq_cluster.storage import Storage
 
 
@@ -27,14 +29,6 @@ def run_folder(run: str) -> str:
 def data_folder(run: str) -> str:
     """Where a run of an index writes its files."""
     return f"data/{run}"
-
-
-def published(index: Index, run: str) -> int | None:
-    """The version that the run has become, or None."""
-    try:
-        return int(index.storage.read(f"{run_folder(run)}/published"))
-    except NotFoundError:
-        return None
 
 
 def publish_run(
@@ -57,7 +51,9 @@ def publish_run(
     check_rejects(receipts, max_reject_fraction)
     files = [file for receipt in receipts for file in receipt.files]
     rejects = [file for receipt in receipts for file in receipt.rejects]
-    _check_stored(index, run, [*files, *rejects])
+    check_stored(
+        index.storage, data_folder(run), [*files, *rejects], "the same command encodes it again"
+    )
     id_types = {receipt.columns["id"] for receipt in receipts if receipt.files}
     new = Manifest(
         version=0,
@@ -93,7 +89,7 @@ def publish_run(
         manifest = index.publish(make)
     except _IsPublishedError as published:
         manifest = published.manifest
-    index.storage.write(f"{run_folder(run)}/published", str(manifest.version).encode())
+    Run(index.storage.child(run_folder(run))).finish(manifest.version)
     return manifest
 
 
@@ -189,21 +185,14 @@ def check_rejects(receipts: Iterable[Receipt], max_fraction: float) -> None:
         raise QualityGateError(f"all {rejected:,} inputs are rejects; nothing is published")
 
 
-def _check_stored(index: Index, run: str, files: list[FileEntry]) -> None:
-    sizes = {info.path: info.size for info in index.storage.list(data_folder(run))}
-    for file in files:
-        if sizes.get(file.path) != file.size:
-            found = sizes.get(file.path, "no file")
-            raise IntegrityError(
-                f"{index.storage.uri}/{file.path}: the ledger says {file.size} bytes, storage "
-                f"has {found}; delete its ledger entry to encode that fragment again"
-            )
-
-
 def _versions_of(index: Index, run: str, newest: int) -> list[Manifest]:
     """The versions after `newest` that `run` made: more than one if it lost a race."""
-    later = (index.manifest(number) for number in index.versions() if number > newest)
-    return [manifest for manifest in later if manifest.producer.run == run]
+    found = []
+    for number in index.versions():
+        if number > newest:
+            with contextlib.suppress(NotFoundError):  # dropped since it was listed
+                found.append(index.manifest(number))
+    return [manifest for manifest in found if manifest.producer.run == run]
 
 
 def _lineage(index: Index, version: int | None, newest: int) -> set[int]:

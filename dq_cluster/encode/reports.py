@@ -1,17 +1,19 @@
-"""What the encoders have to say while they work, on its way to the driver's standard error.
+"""What keeps the encoders from their work, said on the driver's standard error.
 
 Their own logs stay in files of their nodes. `Reports` is an actor that gathers, and `spoken` a
-thread of the driver that asks it now and then.
+thread of the driver that asks it, and the cluster, now and then.
 """
 
 import contextlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import ray
 from ray.exceptions import RayError
+
+from dq_cluster.cluster.room import Need, Patience, cluster_nodes, decide
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,9 @@ def summary(failures: Counter[int], last: str) -> str:
 
 
 @contextlib.contextmanager
-def spoken() -> Iterator[ray.actor.ActorHandle]:
-    """Inside the block, log what is reported to the actor that this yields."""
+def spoken(needs: Sequence[Need]) -> Iterator[ray.actor.ActorHandle]:
+    """Inside the block, log what is reported to the actor that this yields, and which of `needs`
+    the cluster has lost the nodes for."""
     actor = ray.remote(Reports).options(num_cpus=0).remote()
     stop = threading.Event()
 
@@ -65,6 +68,9 @@ def spoken() -> Iterator[ray.actor.ActorHandle]:
                 line = ray.get(actor.take.remote(), timeout=_EVERY_S)
                 if line:
                     log.warning(line)
+                wait = decide(needs, cluster_nodes(), Patience(0, 0), 0, now=False)
+                if wait:
+                    log.warning("waiting: %s", wait.missing)
 
     thread = threading.Thread(target=speak, daemon=True)
     thread.start()

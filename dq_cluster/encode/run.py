@@ -1,6 +1,5 @@
 """Encoding: a pile of images or features becomes the next version of an index."""
 
-import hashlib
 import json
 import sys
 from typing import Any
@@ -14,27 +13,19 @@ from dq_cluster.encode.fragment import Job
 from dq_cluster.encode.ledger import Ledger
 from dq_cluster.encode.outputs import CodeOutput
 from dq_cluster.encode.plan import Plan, find_plan
-from dq_cluster.encode.planning import continue_or_plan
 from dq_cluster.encode.pool import run_fragments
-from dq_cluster.encode.publish import (
-    append_schema,
-    data_folder,
-    publish_run,
-    published,
-    run_folder,
-)
-from dq_cluster.errors import ConfigError, InputError, NotFoundError
+from dq_cluster.encode.publish import append_schema, data_folder, publish_run, run_folder
+from dq_cluster.encode.request import EncodeRequest
+from dq_cluster.encode.resume import check_request, check_source, resume
+from dq_cluster.errors import ConfigError, InputError, IntegrityError, NotFoundError
 from dq_cluster.images.backbone import PREPROCESSING
+from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.parquet import ParquetRows
 from dq_cluster.images.sources import numbers_rows, source_schema
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard, read_card
-
-_ADVICE = (
-    "to encode everything that is there now, give the run another name with run=NAME; to add to "
-    "this version, give a source that holds only what is new, and append=true"
-)
+from dq_cluster.run import Run
 
 
 def encode(settings: EncodeSettings) -> dict[str, Any]:
@@ -44,69 +35,102 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
     """
     index = Index.at(settings.index)
     card = read_card(index.storage, settings.model)
-    request = _request(settings, card)
-    run = settings.run or _digest(request)
-    version = published(index, run)
-    if version is not None:
-        print(
-            f"run {run} is published already, as version {version}; "
-            "to encode again give it another name with run=NAME",
-            file=sys.stderr,
-        )
-        plan = find_plan(index.storage, run_folder(run))
-        found = look_again(index.storage, plan, settings.source, _ADVICE) if plan else None
-        return _summary(index, index.manifest(version), run, plan, found)
-    schema = _check(settings, card, index)
-    plan, found = continue_or_plan(
-        index.storage,
-        run_folder(run),
-        settings.source,
-        fragment_rows=settings.fragment_rows,
-        request=request,
-        newest=max(index.versions(), default=0),
-        advice=_ADVICE,
-    )
-    job = Job(
+    request = EncodeRequest(
         source=settings.source,
-        carried=schema.remove(0),
-        output=CodeOutput(
-            index.storage,
-            card.digest,
-            data_folder(run),
-            from_images=settings.source.kind != "features",
-            columns=settings.source.columns,
-            batch_size=settings.pool.batch_size,
-            threads=settings.pool.threads,
-        ),
-        storage=index.storage,
-        run=run_folder(run),
-        rejects=data_folder(run),
-        plan=plan,
-        decoders=settings.pool.decoders,
-    )
-    with ray_cluster():
-        figures = run_fragments(job, settings.pool, f"encode {run}", settings.max_reject_fraction)
-    manifest = publish_run(
-        index,
-        run,
-        plan,
-        card,
         append=settings.append,
-        columns=settings.source.columns,
-        max_reject_fraction=settings.max_reject_fraction,
+        fragment_rows=settings.fragment_rows,
+        model=card.digest,
     )
-    return _summary(index, manifest, run, plan, found) | figures
+    name = settings.run or request.digest()
+    folder, written = run_folder(name), data_folder(name)
+    check_request(index.storage, folder, request)
+    run = Run(index.storage.child(folder))
+    version, begun = run.result(), find_plan(index.storage, folder)
+    if version is not None:
+        manifest = _published(index, name, version)
+        return _summary(index, manifest, name, begun, _look_again(index, begun, settings.source))
+    schema = _check(settings, card, index)
+    check_source(index.storage, folder, settings.source)
+    with run.at_work(), ray_cluster():
+        found = _look_again(index, begun, settings.source)
+        plan = resume(
+            index.storage,
+            folder,
+            request,
+            settings.source,
+            fragment_rows=settings.fragment_rows,
+            written=[written],
+            newest=max(index.versions(), default=0),
+        )
+        job = Job(
+            source=settings.source,
+            carried=schema.remove(0),
+            output=CodeOutput(
+                index.storage,
+                card.digest,
+                written,
+                from_images=settings.source.kind != "features",
+                columns=settings.source.columns,
+                batch_size=settings.pool.batch_size,
+                threads=settings.pool.threads,
+            ),
+            storage=index.storage,
+            run=folder,
+            rejects=written,
+            plan=plan,
+            decoders=settings.pool.decoders,
+        )
+        figures = run_fragments(job, settings.pool, f"encode {name}", settings.max_reject_fraction)
+        run.confirm()
+        manifest = publish_run(
+            index,
+            name,
+            plan,
+            card,
+            append=settings.append,
+            columns=settings.source.columns,
+            max_reject_fraction=settings.max_reject_fraction,
+        )
+    return _summary(index, manifest, name, plan, found) | figures
 
 
-def _request(settings: EncodeSettings, card: ModelCard) -> dict[str, Any]:
-    """What decides the codes a run makes; how many workers make them does not."""
-    kept = {"source", "append", "fragment_rows"}
-    return settings.model_dump(mode="json", include=kept) | {"model": card.digest}
+def _look_again(index: Index, begun: Plan | None, source: SourceSettings) -> Difference | None:
+    advice = (
+        "to encode everything that is there now, give the run another name with run=NAME; to add "
+        "to this version, give a source that holds only what is new, and append=true"
+    )
+    return look_again(index.storage, begun, source, advice) if begun else None
 
 
-def _digest(request: dict[str, Any]) -> str:
-    text = json.dumps(request, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _published(index: Index, run: str, version: Any) -> Manifest:
+    """What a published run has become. Raises NotFoundError where that is gone."""
+    if not isinstance(version, int):
+        raise IntegrityError(
+            f"{index.storage.uri}/{run_folder(run)}/published is not a version number: {version!r}"
+        )
+    again = "to encode again give it another name with run=NAME"
+    try:
+        manifest = index.manifest(version)
+        word = f"run {run} is published already, as version {version}"
+    except NotFoundError:
+        gone = f"run {run} was published as version {version}, which was removed since"
+        carrier = _carrier(index, run)
+        if carrier is None:
+            raise NotFoundError(f"{gone}; {again}") from None
+        manifest = carrier
+        word = f"{gone}; its files are in version {manifest.version}, the current one"
+    print(f"{word}; {again}", file=sys.stderr)
+    return manifest
+
+
+def _carrier(index: Index, run: str) -> Manifest | None:
+    """The current version, if it still has files of the run."""
+    try:
+        current = index.manifest()
+    except NotFoundError:
+        return None
+    folder = f"{data_folder(run)}/"
+    return current if any(file.path.startswith(folder) for file in current.files) else None
 
 
 def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> pa.Schema:
@@ -114,6 +138,7 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> pa.Schema
 
     Returns the types of `id` and of the carried columns.
     """
+    index.storage.check_replace()
     backbone = card.preprocessing.get("kind", "none")
     if settings.source.kind != "features" and backbone == "none":
         raise ConfigError(

@@ -7,20 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from dq_cluster.errors import InputError
 from dq_cluster.evaluate.baselines import BASELINES, SEEDLESS
 from dq_cluster.evaluate.compare import compare
 from dq_cluster.evaluate.config import CompareSettings
 from dq_cluster.evaluate.figures import over_length, precision_over_recall
 from dq_cluster.evaluate.grids import Located, rivals, wins_and_failures
+from dq_cluster.evaluate.inputs import read_inputs
 from dq_cluster.evaluate.metrics import labelled
+from dq_cluster.evaluate.origin import code_digest
 from dq_cluster.evaluate.report import GridRow, Report
 from dq_cluster.evaluate.rows import Row, RowFiles
 from dq_cluster.evaluate.tables import by_length, lines
-from dq_cluster.images.features import open_features
 from dq_cluster.storage import Storage
 
 log = logging.getLogger(__name__)
+
+# What decides the figures of a row, with everything that these import.
+_MEASURING = ("dq_cluster.evaluate.compare", "dq_cluster.evaluate.inputs")
 
 
 def run_comparison(settings: CompareSettings) -> dict[str, Any]:
@@ -31,24 +34,14 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
 
     Raises InputError for features without labels or an unknown method.
     """
-    database, queries = (
-        open_features(uri, settings.feature_column) for uri in (settings.database, settings.queries)
-    )
-    queries.check_dim(database.dim, settings.database)
-    if not (database.labelled and queries.labelled):
-        raise InputError("a comparison needs a column 'label' in both feature sets")
-    features = database.read(0, database.rows).astype(np.float32)
-    labels = database.labels(0, database.rows)
-    views = None
-    if database.viewed:
-        chosen, others = database.views(0, database.rows)
-        views = features[chosen], others.astype(np.float32)
-    asked = np.random.default_rng(0).permutation(queries.rows)[: settings.max_queries]
-    query_labels = queries.labels(0, queries.rows)[asked]
-    inputs = settings.model_dump(exclude={"methods", "bits", "report", "feature_column"}) | {
-        "fingerprints": (database.fingerprint, queries.fingerprint)
-    }
-    files = None if settings.report is None else RowFiles(Storage(settings.report), inputs)
+    inputs = read_inputs(settings)
+    database, queries, labels = inputs.database, inputs.query_set, inputs.labels
+    files = None
+    if settings.report is not None:
+        decided_by = settings.model_dump(
+            exclude={"methods", "bits", "report", "feature_column"}
+        ) | {"fingerprints": (database.fingerprint, queries.fingerprint)}
+        files = RowFiles(Storage(settings.report), decided_by, code_digest(*_MEASURING))
     began = time.monotonic()
 
     def on_row(row: Row) -> None:
@@ -57,15 +50,15 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
         log.info("%s", lines([row], settings.k)[0] | {"elapsed": round(time.monotonic() - began)})
 
     rows = compare(
-        features,
+        inputs.features,
         labels,
-        queries.read(0, queries.rows)[asked].astype(np.float32),
-        query_labels,
+        inputs.queries,
+        inputs.query_labels,
         methods=settings.methods,
         bits=settings.bits,
         seeds=settings.seeds,
         settings=settings.model,
-        views=views,
+        views=inputs.views,
         k=settings.k,
         known=files.read() if files is not None else None,
         on_row=on_row,
@@ -76,10 +69,10 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
         if pair and database.located and queries.located:
             grids = wins_and_failures(
                 *pair,
-                Located(queries.uris(0, queries.rows)[asked], query_labels),
+                Located(queries.uris(0, queries.rows)[inputs.asked], inputs.query_labels),
                 Located(database.uris(0, database.rows), labels),
             )
-        summary = _summary(settings, rows, labels, query_labels)
+        summary = _summary(settings, rows, labels, inputs.query_labels)
         if pair and not grids:
             summary += (
                 " There are no pictures of wins and failures: the features name no readable image "

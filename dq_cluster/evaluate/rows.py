@@ -3,23 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-import dq_cluster
 from dq_cluster.storage import Storage
-
-# What decides the figures of a row: the model, the baselines, and how they are measured.
-_MEASURING = (
-    "model/*.py",
-    "evaluate/baselines/*.py",
-    "evaluate/compare.py",
-    "evaluate/exact.py",
-    "evaluate/metrics.py",
-    "evaluate/rows.py",
-    "evaluate/variants.py",
-)
 
 
 class Row(BaseModel):
@@ -49,16 +36,13 @@ class RowFiles:
     """A file per row, so that a comparison that was cut short goes on with what it has.
 
     Rows count for the same `inputs` (settings and fingerprints of the features) and the same
-    code only; others lie beside them, unread.
+    `code` (`evaluate.origin.code_digest`) only; others lie beside them, unread.
     """
 
-    def __init__(self, folder: Storage, inputs: Mapping[str, object]) -> None:
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode())
-        package = Path(dq_cluster.__file__).parent
-        for pattern in _MEASURING:
-            for source in sorted(package.glob(pattern)):
-                key.update(source.read_bytes())
-        self._folder = folder.child(f"rows/{key.hexdigest()[:12]}")
+    def __init__(self, folder: Storage, inputs: Mapping[str, object], code: str) -> None:
+        asked = json.dumps(inputs, sort_keys=True, default=str) + code
+        key = hashlib.sha256(asked.encode()).hexdigest()
+        self._folder = folder.child(f"rows/{key[:12]}")
 
     def read(self) -> dict[tuple[str, int], Row]:
         """The rows that are there, by method and bits."""

@@ -18,7 +18,7 @@ import numpy as np
 from dq_cluster.config import validate_settings
 from dq_cluster.errors import ConfigError, InputError, IntegrityError
 from dq_cluster.images.config import BackboneSettings
-from dq_cluster.storage import Storage
+from dq_cluster.storage import Storage, translated
 
 # The key under which feature files say, as JSON, how an image became a feature.
 PREPROCESSING = b"dq.preprocessing"
@@ -178,13 +178,14 @@ def _efficientnet_lite0() -> tuple[bytes, str]:
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     home = os.environ.get("DQ_CACHE") or Path.home() / ".cache" / "dq-cluster"
     cached = Path(home) / f"efficientnet-lite0-{sha256[:16]}.onnx"
-    if not cached.exists():
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
-            partial = Path(folder) / "graph.onnx"
-            _export_efficientnet_lite0(weights, partial)
-            os.replace(partial, cached)
-    return cached.read_bytes(), sha256
+    with translated(Storage(str(cached.parent)), f"{cached.name} (DQ_CACHE is its folder)"):
+        if not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
+                partial = Path(folder) / "graph.onnx"
+                _export_efficientnet_lite0(weights, partial)
+                os.replace(partial, cached)
+        return cached.read_bytes(), sha256
 
 
 def _export_efficientnet_lite0(weights: Path, target: Path) -> None:

@@ -6,9 +6,12 @@ the pixels are shown, the orientation and the colour profile, is read here, and 
 then it counts as missing.
 """
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+
+import numpy as np
 
 from dq_cluster.images import tiff
 from dq_cluster.images.metadata import About, Essence
@@ -27,15 +30,18 @@ def essence(data: bytes, name: str) -> Essence:
 
 # JPEG
 
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a segment with content, or the end
+
 
 def _jpeg(data: bytes) -> Essence:
     about, kept, at = About(), [data[:2]], 2
     profile: dict[int, bytes] = {}
     parts = 0
     while True:
-        at = data.find(b"\xff", at)  # what lies between segments is skipped
-        if at < 0 or at + 4 > len(data):
+        found = _MARKER.search(data, at)  # what lies between segments is skipped
+        if found is None or found.start() + 4 > len(data):
             raise RejectError(Reason.TRUNCATED)
+        at = found.start()
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
         end = at + 2 + length
         if marker == 0xDA:  # start of scan: pixels from here on
@@ -43,10 +49,7 @@ def _jpeg(data: bytes) -> Essence:
             break
         if marker == 0xD9:
             raise RejectError(Reason.CORRUPT)
-        if marker == 0xFF:  # a byte that fills
-            at += 1
-            continue
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8 or length < 2:
+        if length < 2:
             at += 2
             continue
         if end > len(data):
@@ -104,26 +107,28 @@ def _webp(data: bytes) -> Essence:
 
 # GIF
 
+_BLOCK = re.compile(b"[!,;]")
+
 
 def _gif(data: bytes) -> Essence:
     if len(data) < 13:
         raise RejectError(Reason.TRUNCATED)
     start = at = 13 + _gif_table(data[10])
     control = b""
-    while at < len(data):
-        block = data[at]
-        if block == 0x21:
+    while found := _BLOCK.search(data, at):
+        at = found.start()
+        if found[0] == b"!":
             end = _gif_blocks(data, at + 2)
             if data[at + 1 : at + 2] == b"\xf9":
                 control = data[at:end]
             at = end
-        elif block == 0x2C and at + 10 <= len(data):
+        elif found[0] == b"," and at + 10 <= len(data):
             end = _gif_blocks(data, at + 11 + _gif_table(data[at + 9]))
             return Essence(data[:start] + control + data[at:end] + b";")
-        elif block == 0x3B:
+        elif found[0] == b";":
             raise RejectError(Reason.CORRUPT)
         else:
-            at += 1
+            break
     raise RejectError(Reason.TRUNCATED)
 
 
@@ -148,6 +153,8 @@ def _bmp(data: bytes) -> Essence:
     start, header = struct.unpack_from("<II", data, 10)
     (bits,) = struct.unpack_from("<H", data, 28)
     (colours,) = struct.unpack_from("<I", data, 46)
+    if start > len(data):
+        raise RejectError(Reason.TRUNCATED)
     if header < 40 or bits not in (4, 8) or not 0 < colours < 1 << bits:
         return Essence(data)
     # Pillow takes the number of colours for the depth where there are two. A full table of
@@ -157,6 +164,28 @@ def _bmp(data: bytes) -> Essence:
     body = data[start or table + 4 * colours :]
     head = data[:10] + struct.pack("<I", table + len(palette)) + data[14:46] + bytes(4)
     return Essence(head + data[50:table] + palette + body)
+
+
+# PGM and PPM
+
+_NETPBM = re.compile(rb"(P[56])" + rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})" * 3 + rb"\s")
+
+
+def _ppm(data: bytes) -> Essence:
+    """In 8 bits. Pillow scales other samples one by one in Python: minutes for a photograph."""
+    header = _NETPBM.match(data, 0, 1 << 12)
+    if header is None:
+        return Essence(data)
+    width, height, limit = (int(header[n]) for n in (2, 3, 4))
+    count = width * height * (3 if header[1] == b"P6" else 1)
+    form = np.dtype(np.uint8 if limit < 256 else ">u2")
+    if limit == 255 or not 0 < limit < 65536:
+        return Essence(data)
+    if len(data) < header.end() + count * form.itemsize:
+        raise RejectError(Reason.TRUNCATED)
+    levels = (np.arange(2 ** (8 * form.itemsize)).clip(max=limit) * 255 + limit // 2) // limit
+    scaled = levels.astype(np.uint8)[np.frombuffer(data, form, count, header.end())]
+    return Essence(b"%b\n%d %d\n255\n" % (header[1], width, height) + scaled.tobytes())
 
 
 # TIFF
@@ -188,7 +217,8 @@ _DECISIVE = (b"meta", b"moov", b"mdat")
 
 def _heic(data: bytes) -> Essence:
     """The file itself, if it holds the boxes that decide the pixels whole."""
-    if any(end > len(data) and name in _DECISIVE for name, _, end in _boxes(data, 0, len(data))):
+    found = {name: end for name, _, end in _boxes(data, 0, len(data)) if name in _DECISIVE}
+    if not found or max(found.values()) > len(data):
         raise RejectError(Reason.TRUNCATED)
     return Essence(data)
 
@@ -235,6 +265,7 @@ _CONTAINERS: dict[str, Callable[[bytes], Essence]] = {
     "WEBP": _webp,
     "GIF": _gif,
     "BMP": _bmp,
+    "PPM": _ppm,
     "TIFF": _tiff,
     "AVIF": _avif,
     "HEIC": _heic,

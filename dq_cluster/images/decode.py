@@ -52,6 +52,7 @@ _TURNS = {
 }
 # libtiff gives samples in the order of this machine; Pillow's names for them forget that for some.
 _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
+_CUT = re.compile("truncated|EOF|requires a buffer", re.I)
 _UNSUPPORTED = re.compile("unsupported|not yet supported|cannot handle|unknown pixel mode", re.I)
 
 # Pillow warns of bombs and of odd files; here limits decide, and reasons tell.
@@ -90,7 +91,7 @@ def decode_image(data: bytes, size: int, limits: ImageLimits | None = None) -> n
         raise
     except Exception as error:
         # Pillow's plugins raise whatever their parsers do on hostile data.
-        if isinstance(error, EOFError | struct.error) or "truncated" in str(error).lower():
+        if isinstance(error, EOFError | struct.error) or _CUT.search(str(error)):
             raise RejectError(Reason.TRUNCATED) from None
         if _UNSUPPORTED.search(str(error)):
             detail = f"this kind of {name} is not read: {error}"

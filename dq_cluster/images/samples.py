@@ -58,7 +58,8 @@ def open_ended(values: np.ndarray) -> np.ndarray:
     Numbers from 0 to 1, 255, or 65535 that reach a sixteenth of the range keep its scale. All
     others are stretched from their smallest to their largest. What is not a number is black.
     """
-    values = values.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of NaN
+        values = values.astype(np.float64)
     known = np.abs(values) < _MISSING
     if not known.any():
         return np.zeros(values.shape, np.uint8)

@@ -6,6 +6,7 @@ pictures by itself in some cases, and stumbles over damaged entries that only de
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dq_cluster.images.rejects import Reason, RejectError
@@ -14,14 +15,16 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _SIZES |= {16: 8, 17: 8, 18: 8}  # of BigTIFF
 _LETTERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
-WIDTH, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 256, 258, 259, 262, 274
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 256, 257, 258, 259, 262, 274
 SAMPLES, PLANAR, SAMPLE_FORMAT, XMP, PROFILE = 277, 284, 339, 700, 34675
 _PREDICTOR = 317
-_PARTS = ((273, 279), (324, 325))  # offsets and sizes of strips, of tiles
+_STRIPS, _TILES, _ROWS_PER_STRIP = 273, 324, 278
+_PARTS = {_STRIPS: 279, _TILES: 325}  # the tags of offsets, and of sizes
 _DECIDE_PIXELS = frozenset(
     [256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325]
     + [332, 338, 339, 347, *range(512, 522), *range(529, 533)]
 )
+_MOST_ENTRIES, _MOST_PARTS = 65535, 1 << 20
 _REDUCED, _SUB_DIRECTORIES, _DNG_VERSION = 254, 330, 50706
 
 
@@ -36,10 +39,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Directory:
-    """The first directory of a TIFF. order: that of bytes, `<` or `>`."""
+    """The first directory of a TIFF. order: that of bytes, `<` or `>`. cut: the tags whose values
+    lie beyond the end; None in it stands for entries that do themselves."""
 
     order: str
     entries: dict[int, Entry]
+    cut: frozenset[int | None] = frozenset()
 
     def numbers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
         """The whole numbers of a tag; `default` where there are none."""
@@ -59,7 +64,7 @@ class Directory:
 
 
 def read_directory(data: bytes) -> Directory | None:
-    """The first directory of the TIFF in `data`, without entries that are damaged.
+    """The first directory of the TIFF in `data`, without entries of types that do not exist.
 
     None where there is no directory.
     """
@@ -72,18 +77,21 @@ def read_directory(data: bytes) -> Directory | None:
     (at,) = struct.unpack_from(order + word, data, 8 if big else 4)
     if at + head > len(data):
         return None
-    (length,) = struct.unpack_from(order + count, data, at)
+    length = min(struct.unpack_from(order + count, data, at)[0], _MOST_ENTRIES)
     step, at = 4 + 2 * room, at + head
     entries: dict[int, Entry] = {}
+    cut: set[int | None] = {None} if at + length * step > len(data) else set()
     for place in range(at, min(at + length * step, len(data) - step + 1), step):
         tag, form, count_of = struct.unpack_from(order + "HH" + word, data, place)
         size = count_of * _SIZES.get(form, 0)
         start = place + 4 + room
         if size > room:
             (start,) = struct.unpack_from(order + word, data, start)
-        if form in _SIZES and start + size <= len(data):
+        if start + size > len(data):
+            cut.add(tag)
+        elif form in _SIZES:
             entries.setdefault(tag, Entry(form, count_of, data[start : start + size]))
-    return Directory(order, entries)
+    return Directory(order, entries, frozenset(cut))
 
 
 def bare(data: bytes, directory: Directory) -> tuple[bytes, bool]:
@@ -96,22 +104,19 @@ def bare(data: bytes, directory: Directory) -> tuple[bytes, bool]:
         directory.number(_REDUCED, 0) & 1 and _SUB_DIRECTORIES in directory.entries
     ):
         raise RejectError(Reason.UNSUPPORTED_FORMAT, "it is camera raw; convert it to JPEG or PNG")
-    if WIDTH not in entries:
+    if directory.cut & {None, *_DECIDE_PIXELS}:
+        raise RejectError(Reason.TRUNCATED)
+    if WIDTH not in entries or any(each.count > _MOST_PARTS for each in entries.values()):
         raise RejectError(Reason.CORRUPT)
     kept = Directory(directory.order, entries)
     planar, photometric = kept.number(PLANAR, 1) == 2, kept.number(PHOTOMETRIC, 0)
     if planar and kept.number(SAMPLES, 1) == 2:
         raise RejectError(Reason.UNSUPPORTED_FORMAT, "grey and alpha in separate planes")
-    raw = kept.number(COMPRESSION, 1) == 1
-    for places, sizes in _PARTS:
-        offsets, lengths = kept.numbers(places), kept.numbers(sizes)
-        if len(offsets) > len(lengths) and not raw:
-            continue
-        ends = [at + (0 if raw else n) for at, n in zip(offsets, lengths, strict=False)]
-        if ends and max(ends) > len(data):
+    for places in _PARTS:
+        if any(at + size > len(data) for at, size in _parts(kept, places)):
             raise RejectError(Reason.TRUNCATED)
     body = data[8:]
-    if raw and (planar or photometric == 6):
+    if _is_raw(kept) and (planar or photometric == 6):
         # Pillow's own reader of uncompressed data garbles planes of 16 bits and subsampled
         # YCbCr; libtiff, which reads what is compressed, does not.
         body = _deflated(data, kept)
@@ -125,6 +130,28 @@ def bare(data: bytes, directory: Directory) -> tuple[bytes, bool]:
     return head + body + _written(kept, at), inverted
 
 
+def _is_raw(directory: Directory) -> bool:
+    return directory.number(COMPRESSION, 1) == 1
+
+
+def _parts(directory: Directory, places: int) -> Iterator[tuple[int, int]]:
+    """The offset and size of each strip or tile. Of raw strips at most what their rows need, as
+    their sizes in the file are sometimes wrong or missing, and never used."""
+    height, bits = directory.number(HEIGHT, 0), directory.numbers(BITS, (1,))
+    samples, planar = directory.number(SAMPLES, 1), directory.number(PLANAR, 1) == 2
+    depth = bits[0] if planar else sum(bits) if len(bits) == samples else bits[0] * samples
+    row = (directory.number(WIDTH, 0) * depth + 7) // 8
+    rows = max(min(directory.number(_ROWS_PER_STRIP, height), height), 1)
+    strips = -(-height // rows) or 1
+    raw = _is_raw(directory)
+    offsets = directory.numbers(places)
+    sizes = directory.numbers(_PARTS[places], (2**32 if raw else 0,) * len(offsets))
+    for number, (at, size) in enumerate(zip(offsets, sizes, strict=False)):
+        if raw and places == _STRIPS:
+            size = min(size, row * min(rows, height - number % strips * rows))
+        yield at, size
+
+
 def _set(directory: Directory, tag: int, *values: int) -> None:
     raw = struct.pack(f"{directory.order}{len(values)}I", *values)
     directory.entries[tag] = Entry(4, len(values), raw)
@@ -133,12 +160,8 @@ def _set(directory: Directory, tag: int, *values: int) -> None:
 def _deflated(data: bytes, directory: Directory) -> bytes:
     """The body of a TIFF with each strip or tile of `data` in a wrap of deflate."""
     body = data[8:]
-    for places, sizes in _PARTS:
-        offsets, lengths = directory.numbers(places), directory.numbers(sizes)
-        parts = [
-            zlib.compress(data[at : at + size], 0)
-            for at, size in zip(offsets, lengths, strict=False)
-        ]
+    for places, sizes in _PARTS.items():
+        parts = [zlib.compress(data[at : at + size], 0) for at, size in _parts(directory, places)]
         if parts:
             starts = [8 + len(body)]
             for part in parts[:-1]:

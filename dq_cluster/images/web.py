@@ -61,8 +61,8 @@ def fetch_web(address: WebAddress, allow: tuple[str, ...], limits: ImageLimits) 
     """The bytes at `address`, within `limits.max_seconds` for all attempts and redirects together.
 
     A busy server (429, 502, 503, 504) is asked again when it says so (`Retry-After`) or after a
-    pause, a broken connection likewise. Redirects are followed where `allow` covers them. Raises
-    RejectError with the reason.
+    pause, a broken connection likewise. Redirects are followed where `allow` covers them. Only
+    looking up a name has the resolver's own limit. Raises RejectError with the reason.
     """
     _clock.until = time.monotonic() + limits.max_seconds
     for attempt in itertools.count(1):

@@ -2,8 +2,15 @@
 
 <index>/versions/<n>.json   a manifest, created once and never changed
 <index>/CURRENT             the version readers use by default; moved by compare-and-swap
+<index>/superseded/<n>      when CURRENT last left version n: the time of this file; the newest one
+                            stays when its version is dropped, so that no number comes twice
+
+Garbage collection may drop a version at any moment. Whoever builds on one or points CURRENT at it
+therefore looks afterwards whether it is still there; garbage collection looks at CURRENT and at
+the other versions after it dropped one. So at least one of them sees the other.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,6 +59,8 @@ class Index:
         try:
             data = self.storage.read(name)
         except NotFoundError:
+            if version is None and self.current() != number:
+                return self.manifest()  # dropped since, when it was current no longer
             known = ", ".join(map(str, self.versions())) or "none"
             raise NotFoundError(
                 f"{self.storage.uri} has no version {number}; versions: {known}"
@@ -72,31 +81,68 @@ class Index:
         current.
         """
         for _ in range(_ATTEMPTS):
-            known = self.versions()
+            number = self._next_number()
             seen = self._pointer()
-            number = (known[-1] if known else 0) + 1
-            manifest = make(number, int(seen) if seen else None)
-            if manifest.version == number and not self._created(manifest):
-                continue
-            target = str(manifest.version).encode()
-            if seen == target or self.storage.replace(_CURRENT, target, seen):
-                return manifest
-            if self._pointer() == target:
+            parent = int(seen) if seen else None
+            try:
+                manifest = make(number, parent)
+            except NotFoundError:
+                if self._pointer() == seen:
+                    raise
+                continue  # what it was to be built on is current no longer, and may be gone
+            if manifest.version == number:
+                if not self._created(manifest):
+                    continue
+                if parent is not None and self._dropped(parent) and self._pointer() != seen:
+                    # Its files may be going; nobody was told of it yet.
+                    self.storage.write(f"superseded/{number}", b"")
+                    self.storage.delete(f"versions/{number}.json")
+                    continue
+            if self._moved(seen, manifest.version):
                 return manifest
         raise ConflictError(f"{self.storage.uri}: {_ATTEMPTS} other writers were first; try again")
 
     def rollback(self, version: int) -> Manifest:
         """Point CURRENT at an existing `version`; nothing else changes."""
-        manifest = self.manifest(version)
         for _ in range(_ATTEMPTS):
-            if self.storage.replace(_CURRENT, str(version).encode(), self._pointer()):
+            manifest = self.manifest(version)
+            if self._moved(self._pointer(), version):
                 return manifest
         raise ConflictError(f"{self.storage.uri}/{_CURRENT} kept changing; try again")
 
+    def _moved(self, seen: bytes | None, version: int) -> bool:
+        """Point CURRENT, which held `seen`, at `version`. False if it did not stay so."""
+        target = str(version).encode()
+        if seen is not None and seen != target:
+            self.storage.write(f"superseded/{int(seen)}", b"")
+        if (
+            seen != target
+            and not self.storage.replace(_CURRENT, target, seen)
+            and self._pointer() != target  # an answer that was lost is a move that succeeded
+        ):
+            return False
+        if self._dropped(version):
+            if seen is not None:
+                self.storage.replace(_CURRENT, seen, target)
+            return False
+        return True
+
+    def _next_number(self) -> int:
+        """A number that no version ever had, not even one that was dropped."""
+        left = (info.path.rpartition("/")[2] for info in self.storage.list("superseded"))
+        return 1 + max([0, *self.versions(), *(int(n) for n in left if n.isdecimal())])
+
+    def _dropped(self, version: int) -> bool:
+        return not self.storage.exists(f"versions/{version}.json")
+
     def _created(self, manifest: Manifest) -> bool:
         name, data = f"versions/{manifest.version}.json", manifest.to_json()
+        if self.storage.create(name, data):
+            return True
         # A request whose answer was lost is sent again by the client and finds its own file.
-        return self.storage.create(name, data) or self.storage.read(name) == data
+        with contextlib.suppress(NotFoundError):
+            return self.storage.read(name) == data
+        return False
 
     def _pointer(self) -> bytes | None:
         try:

@@ -161,8 +161,8 @@ def join_schemas(parts: Iterable[tuple[str, pa.Schema]], source: str) -> pa.Sche
             common = common_type(before.type, canonical(found))
             if common is None:
                 raise InputError(
-                    f"{where}: column '{before.name}' is {found}, in {source} it is "
-                    f"{before.type}, and no type holds both exactly"
+                    f"{where}: column '{before.name}' is {found}, but {before.type} in {source}: "
+                    "no type holds both exactly"
                 )
             fields.append(pa.field(before.name, common))
         joined = pa.schema(fields)

@@ -20,7 +20,9 @@ from dq_cluster.index.codefile import (
 from dq_cluster.index.columns import cast_columns, pack_schema
 from dq_cluster.index.ids import concat_rows
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
+from dq_cluster.index.stored import check_stored
 from dq_cluster.index.tombstones import read_tombstones
+from dq_cluster.run import Run
 
 
 def compact(index: Index, target_rows: int = 1_000_000) -> Manifest:
@@ -31,48 +33,56 @@ def compact(index: Index, target_rows: int = 1_000_000) -> Manifest:
     big enough and has lost nothing is shared. Order of the rows stays otherwise. Returns the
     current version where there is nothing to do.
     """
-    run = f"compact-{uuid.uuid4().hex[:12]}"
     old = index.manifest()
     deleted = read_tombstones(index.storage, old)
     groups = list(plan_compaction(old.files, set(deleted), target_rows))
     if all(len(group) == 1 and group[0].path not in deleted for group in groups):
         return old
-    schema = carried_schema(index.storage, old)
-    files: list[FileEntry] = []
-    for number, group in enumerate(groups):
-        if len(group) == 1 and group[0].path not in deleted:
-            files.append(group[0])
-            continue
-        table = _merged(index, old, schema, group, deleted)
-        if table.num_rows:
-            path = f"data/{run}/part-{number:06d}.parquet"
-            files.append(
-                write_code_file(index.storage, path, table, model=old.model, geometry=old.geometry)
+    name = f"compact-{uuid.uuid4().hex[:12]}"
+    folder = f"data/{name}"
+    run = Run(index.storage.child(f"runs/{name}"))
+    with run.at_work():
+        schema = carried_schema(index.storage, old)
+        files: list[FileEntry] = []
+        for number, group in enumerate(groups):
+            if len(group) == 1 and group[0].path not in deleted:
+                files.append(group[0])
+                continue
+            table = _merged(index, old, schema, group, deleted)
+            if table.num_rows:
+                path = f"{folder}/part-{number:06d}.parquet"
+                files.append(
+                    write_code_file(
+                        index.storage, path, table, model=old.model, geometry=old.geometry
+                    )
+                )
+        run.confirm()
+        written = [file for file in files if file.path.startswith(f"{folder}/")]
+        check_stored(index.storage, folder, written, "compact again")
+
+        def make(version: int, parent: int | None) -> Manifest:
+            if parent != old.version:
+                raise ConflictError(
+                    f"version {parent} was published while version {old.version} was compacted; "
+                    "compact again"
+                )
+            return Manifest(
+                version=version,
+                parent=parent,
+                model=old.model,
+                geometry=old.geometry,
+                id_type=old.id_type,
+                columns=old.columns,
+                arrow_schema=pack_schema(schema),
+                files=tuple(files),
+                rows=sum(file.rows for file in files),
+                rejects=old.rejects,
+                rejected=old.rejected,
+                evaluation=old.evaluation,
+                producer=Producer(dq_cluster=__version__, run=name),
             )
 
-    def make(version: int, parent: int | None) -> Manifest:
-        if parent != old.version:
-            raise ConflictError(
-                f"version {parent} was published while version {old.version} was compacted; "
-                "compact again"
-            )
-        return Manifest(
-            version=version,
-            parent=parent,
-            model=old.model,
-            geometry=old.geometry,
-            id_type=old.id_type,
-            columns=old.columns,
-            arrow_schema=pack_schema(schema),
-            files=tuple(files),
-            rows=sum(file.rows for file in files),
-            rejects=old.rejects,
-            rejected=old.rejected,
-            evaluation=old.evaluation,
-            producer=Producer(dq_cluster=__version__, run=run),
-        )
-
-    return index.publish(make)
+        return index.publish(make)
 
 
 def plan_compaction(

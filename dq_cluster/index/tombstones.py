@@ -20,6 +20,7 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, write_parquet
 from dq_cluster.index.ids import as_type, to_ids
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
+from dq_cluster.run import Run
 from dq_cluster.storage import Storage
 
 _READERS = 8
@@ -57,7 +58,8 @@ def delete_ids(index: Index, ids: Sequence[int] | Sequence[str]) -> Manifest:
             }
         )
 
-    return index.publish(make)
+    with Run(index.storage.child(f"runs/{run}")).at_work():
+        return index.publish(make)
 
 
 def read_tombstones(storage: Storage, manifest: Manifest) -> dict[str, np.ndarray]:

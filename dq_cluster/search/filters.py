@@ -124,7 +124,10 @@ def _read(domain: Domain, kind: pa.DataType, column: str, value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -26,7 +26,8 @@ class ServeSettings(Settings):
     replica, 0 or at most 1, which scans the codes. routers: copies of the router. nprobe: cells
     looked into in an IVF version (0: all). k_factor: candidates for each neighbour that the second
     code re-ranks, where the version has one. timeout_ms and min_coverage likewise: used by queries
-    that name none. batch: most queries that are searched together.
+    that name none. batch: most queries that are searched together. load_timeout_s: how long
+    loading a version may take, and at the start until all that serves is up.
     host, port: where HTTP is served when this process starts Serve (port 0: any free one);
     grpc_port likewise, 0 for no gRPC.
     """

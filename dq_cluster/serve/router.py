@@ -94,7 +94,10 @@ class Router:
     async def refresh(self, version: int | None) -> IndexInfo:
         """Raises NotFoundError, or IntegrityError saying why a version was refused."""
         target = await asyncio.to_thread(self._index.current) if version is None else version
-        served = await self._load(target)
+        try:
+            served = await self._load(target)
+        except IntegrityError as error:
+            raise IntegrityError(f"still serving version {self._serving}: {error}") from error
         refused = await self._keeper.switch.remote(target)
         if refused:
             raise IntegrityError(f"still serving version {self._serving}: {refused}")

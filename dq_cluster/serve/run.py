@@ -11,6 +11,7 @@ from typing import Any
 
 from dq_cluster.cluster import in_thread
 from dq_cluster.cluster.room import wait_for_room
+from dq_cluster.cluster.surroundings import joined_address
 from dq_cluster.errors import DqError
 from dq_cluster.index.catalog import Index
 from dq_cluster.serve.config import ServeSettings
@@ -18,6 +19,7 @@ from dq_cluster.serve.startup import check_ports, needs, wait_until_up
 
 APPLICATION = "dq-cluster"
 _PORTS = range(20_000, 32_000)
+_SHUTDOWN_S = 60.0
 
 
 def fast_serve() -> None:
@@ -28,7 +30,7 @@ def fast_serve() -> None:
     machine. What the environment already says is kept, and a cluster that is joined (RAY_ADDRESS)
     has its switches from its own nodes.
     """
-    if os.environ.get("RAY_ADDRESS"):
+    if joined_address(os.environ):
         return
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
@@ -49,8 +51,7 @@ def serving(settings: ServeSettings) -> Iterator[str]:
     Index.at(settings.index).manifest(settings.version)
     from ray import serve
 
-    joined = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
-    if not joined:
+    if not joined_address(os.environ):
         check_ports(settings)
     # What others hold now, Serve's own account of the start names; it may be what this replaces.
     wait_for_room(needs(settings), "lower shards, replicas, routers, cpus or gpus", now=False)
@@ -60,7 +61,9 @@ def serving(settings: ServeSettings) -> Iterator[str]:
         wait_until_up(deployed, _status, settings.load_timeout_s)
         yield f"http://{settings.host}:{port}"
     finally:
-        serve.shutdown()
+        # A Serve that hangs ends with the Ray that this process started.
+        with contextlib.suppress(TimeoutError):
+            in_thread(serve.shutdown).result(_SHUTDOWN_S)
 
 
 def _deploy(settings: ServeSettings, port: int) -> None:
@@ -97,10 +100,10 @@ def serve_forever(settings: ServeSettings, on_ready: Callable[[dict[str, Any]], 
     """
     with serving(settings) as url:
         version = Index.at(settings.index).manifest(settings.version).version
-        on_ready({"url": url, "index": settings.index, "version": version})
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
+        on_ready({"url": url, "index": settings.index, "version": version})
         stop.wait()
 
 

@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from dq_cluster.cluster.failures import error_in, reason_in
+from ray.exceptions import RayError
+
+from dq_cluster.cluster import in_thread
+from dq_cluster.cluster.failures import error_in, plain, reason_in
 from dq_cluster.cluster.room import Need
 from dq_cluster.errors import ConfigError, DqError
 from dq_cluster.serve.config import ServeSettings
@@ -18,6 +21,7 @@ from dq_cluster.serve.config import ServeSettings
 log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 10.0
+_ANSWER_S = 5.0
 _NAMED = 5  # deployments in a line
 _PORT_ERRORS = {
     errno.EADDRINUSE: "is taken by another program",
@@ -76,33 +80,36 @@ def wait_until_up(
     started = spoke = time.monotonic()
     while True:
         with contextlib.suppress(TimeoutError):
-            return _result(deployed)
+            return _check(deployed.exception(timeout=1))
         now = time.monotonic()
         if now - started >= limit_s:
             raise DqError(
-                f"serving did not start in {limit_s:g} s (load_timeout_s): {not_up(status())}"
+                f"serving did not start in {limit_s:g} s (load_timeout_s): {_state(status)}"
             )
         if now - spoke >= _LINE_EVERY_S:
             spoke = now
             left = limit_s - (now - started)
-            log.info("waiting: %s; %.0f s left", not_up(status()), left)
+            log.info("waiting: %s; %.0f s left", _state(status), left)
 
 
-def _result(deployed: Future[None]) -> None:
-    done = False
+def _state(status: Callable[[], Mapping[str, Any]]) -> str:
+    """What is not up; whoever knows may hang itself."""
     try:
-        deployed.exception(timeout=1)
-        done = True
-        deployed.result()
-    except TimeoutError as error:
-        if not done:
-            raise
-        raise DqError(f"serving could not start: {error}") from error
-    except DqError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        found = error_in(str(error)) or reason_in(str(error))
-        raise DqError(f"serving could not start: {found}") from error
+        return not_up(in_thread(status).result(_ANSWER_S))
+    except (TimeoutError, RayError):
+        return "Serve itself does not answer"
+
+
+def _check(error: BaseException | None) -> None:
+    """Raise what ended the deployment, as one line."""
+    if error is None:
+        return
+    if isinstance(error, DqError):
+        raise error
+    why = error_in(str(error)) or (
+        plain(error) if isinstance(error, RayError) else reason_in(str(error))
+    )
+    raise DqError(f"serving could not start: {why}") from error
 
 
 def not_up(deployments: Mapping[str, Any]) -> str:

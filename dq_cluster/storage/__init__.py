@@ -155,6 +155,12 @@ class Storage:
                 return local.replace(self.path(name), data, expected)
             return s3.replace(self.filesystem, self.path(name), data, expected)
 
+    def check_replace(self) -> None:
+        """Raise what `replace` would for want of locks or rights, before anything is replaced."""
+        with translated(self, ""):
+            if self.is_local:
+                local.check_locks(self._root)
+
     def list(self, prefix: str = "", left_out: LeftOut | None = None) -> Iterator[FileInfo]:
         """Every file below the folder `prefix`, in the order of their paths; none if absent.
 

@@ -32,6 +32,7 @@ _NO_LINKS |= {errno.EMLINK, errno.ENOTTY}
 # What `flock`, `fcntl`, and `fsync` say where a file system knows nothing of them.
 _UNKNOWN = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOTTY}
 _TAKEN = {errno.EAGAIN, errno.EACCES}
+_FOLDER_LOCK = ".create.lock"
 _PATIENCE = 60.0  # seconds for a lock that is otherwise held for milliseconds
 _SILENCE = 5.0  # seconds of waiting that nobody hears of
 _SHORTEST_NAP, _LONGEST_NAP = 0.001, 0.1
@@ -71,7 +72,7 @@ def create(path: str, data: bytes) -> bool:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-        with locked(os.path.join(os.path.dirname(path), ".create.lock")):
+        with locked(os.path.join(os.path.dirname(path), _FOLDER_LOCK)):
             if os.path.lexists(path):
                 return False
             os.replace(temporary, path)
@@ -86,6 +87,13 @@ def replace(path: str, data: bytes, expected: bytes) -> bool:
             return False
         write(path, lambda file: file.write(data))
         return True
+
+
+def check_locks(folder: str) -> None:
+    """Raise as `locked` does where `folder` cannot be written or its file system has no locks."""
+    os.makedirs(folder, exist_ok=True)
+    with locked(os.path.join(folder, _FOLDER_LOCK)):
+        pass
 
 
 @contextlib.contextmanager

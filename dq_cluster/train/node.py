@@ -5,12 +5,14 @@ features and positives to its local disk once; its workers share the copy, and t
 system keeps in memory what is in use. docs/decisions/0006-training-data-by-row.md says why.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +22,38 @@ from dq_cluster.storage.local import locked
 from dq_cluster.storage.scratch import reserve, scratch_room
 
 
-def node_folder(job: str) -> Path:
-    """Where this node keeps its copy of what `job` trains on; any difference is another job."""
-    name = hashlib.sha256(job.encode()).hexdigest()[:32]
-    folder = Path(tempfile.gettempdir()) / f"dq-cluster-{os.getuid()}" / name
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
+@contextlib.contextmanager
+def node_folder(job: str) -> Iterator[Path]:
+    """Where this node keeps its copy of what `job` trains on; any difference is another job.
+
+    Copies that no process of the node uses any longer, of jobs that failed or were killed, are
+    removed first: not this job's own, it goes on with it.
+    """
+    copies = Path(tempfile.gettempdir()) / f"dq-cluster-{os.getuid()}"
+    copies.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = copies / hashlib.sha256(job.encode()).hexdigest()[:32]
+    # Shared among the workers of the job; the system lets go of it whatever ends them.
+    with open(_lock_of(folder), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        folder.mkdir(exist_ok=True, mode=0o700)
+        for other in copies.iterdir():
+            if other.is_dir() and other != folder:
+                _remove_unused(other)
+        yield folder
+
+
+def _remove_unused(folder: Path) -> None:
+    with open(_lock_of(folder), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        forget(folder)
+
+
+def _lock_of(folder: Path) -> Path:
+    # Beside the folder and never removed: whoever holds it holds the one that all others ask for.
+    return folder.with_suffix(".in-use")
 
 
 Part = tuple[slice | np.ndarray, np.ndarray]

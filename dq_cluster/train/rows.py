@@ -1,5 +1,6 @@
 """The rows that are trained on: a feature set without those held out, in pieces."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +27,9 @@ class TrainingRows:
     features: FeatureSet
     split: Split
 
-    @property
+    @functools.cached_property
     def count(self) -> int:
+        """How many there are."""
         return len(self.split.training())
 
     def pieces(self) -> list[Piece]:

@@ -7,20 +7,21 @@
 """
 
 import contextlib
-import json
 import logging
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from dq_cluster.errors import ConfigError, DqError, InputError
+from dq_cluster.config import Settings
+from dq_cluster.errors import DqError, InputError
 from dq_cluster.images.features import open_features
 from dq_cluster.index.models import ModelCard
 from dq_cluster.model.bundle import save_model
+from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.run import Run
 from dq_cluster.storage import Storage
 from dq_cluster.train.cells import check_cells, find_cells
 from dq_cluster.train.checkpoint import (
@@ -40,6 +41,18 @@ from dq_cluster.train.worker import Job
 logger = logging.getLogger(__name__)
 
 
+class TrainRequest(Settings):
+    """What decides the epochs of a run: gate and cells come after them and may change.
+
+    features: the fingerprint of the feature files.
+    """
+
+    features: str
+    model: ModelSettings
+    seed: int
+    validation_fraction: float
+
+
 def train(settings: TrainSettings) -> ModelCard:
     """Train on the features, measure on the rows held out, publish the model in the index.
 
@@ -49,17 +62,46 @@ def train(settings: TrainSettings) -> ModelCard:
     """
     rows = _training_rows(settings)
     wait_for_workers(settings)
-    storage = Storage(settings.run_uri)
-    checkpoints = storage.child("checkpoints")
+    run = Run(Storage(settings.run_uri))
+    request = TrainRequest(
+        features=rows.features.fingerprint,
+        model=settings.model,
+        seed=settings.seed,
+        validation_fraction=settings.validation_fraction,
+    )
+    run.check(request)
+    checkpoints = run.storage.child("checkpoints")
+    torch.manual_seed(settings.seed)
+    network = DeepQuan(settings.model, rows.features.dim)
     seconds: dict[str, float] = {}
     with _timed(seconds, "front"):
-        network = _network(settings, rows, storage)
+        # Before the name is claimed: features that cannot be read leave no run behind.
+        if is_new := not checkpoint_epochs(checkpoints):
+            fit_front(network, rows)
+    with run.at_work():
+        run.claim(request)
+        if is_new and not checkpoint_epochs(checkpoints):
+            save_checkpoint(checkpoints, Checkpoint(0, network.state_dict()))
+        network.load_state_dict(_newest(checkpoints).network)
+        card = _train(settings, network, rows, run.storage, seconds)
+        run.finish(card.digest)
+    return card
+
+
+def _train(
+    settings: TrainSettings,
+    network: DeepQuan,
+    rows: TrainingRows,
+    storage: Storage,
+    seconds: dict[str, float],
+) -> ModelCard:
+    """Everything after the front. seconds: spent on each stage, added to."""
     with _timed(seconds, "neighbours"):
         find_positives(network, rows, storage, use_gpu=settings.use_gpu)
     with _timed(seconds, "epochs"):
         train_missing_epochs(settings, Job(rows, settings.model, settings.seed, storage))
     with _timed(seconds, "evaluation"):
-        trained = _newest(checkpoints)
+        trained = _newest(storage.child("checkpoints"))
         network.load_state_dict(trained.network)
         measured = measure(network, rows)
     check_gate(settings.gate, measured)
@@ -107,52 +149,6 @@ def _training_rows(settings: TrainSettings) -> TrainingRows:
     if settings.gate.min_map and not features.labelled:
         raise InputError(f"gate.min_map needs a column 'label', which {settings.features} lacks")
     return rows
-
-
-def _network(settings: TrainSettings, rows: TrainingRows, storage: Storage) -> DeepQuan:
-    """The run's network as far as it is trained; for a new run, with its linear front set."""
-    checkpoints = storage.child("checkpoints")
-    torch.manual_seed(settings.seed)
-    network = DeepQuan(settings.model, rows.features.dim)
-    if storage.exists("run.json"):
-        _claim(settings, rows, storage)
-    if checkpoint_epochs(checkpoints):
-        network.load_state_dict(_newest(checkpoints).network)
-    else:
-        # The name is claimed only now: features that cannot be read leave no run behind.
-        fit_front(network, rows)
-        _claim(settings, rows, storage)
-        save_checkpoint(checkpoints, Checkpoint(0, network.state_dict()))
-    return network
-
-
-def _claim(settings: TrainSettings, rows: TrainingRows, storage: Storage) -> None:
-    """Record what this run trains. Raises ConfigError if the name is of a run of other things.
-
-    Only what decides the epochs: gate and cells come after them and may change.
-    """
-    wanted = {
-        "features": rows.features.fingerprint,
-        "model": settings.model.model_dump(mode="json"),
-        "seed": settings.seed,
-        "validation_fraction": settings.validation_fraction,
-    }
-    if storage.create("run.json", json.dumps(wanted, indent=1).encode()):
-        return
-    if differing := sorted(_differing(json.loads(storage.read("run.json")), wanted)):
-        raise ConfigError(
-            f"run '{settings.name}' at {storage.uri} was started with other "
-            f"{', '.join(differing)}; choose another name, or delete that run"
-        )
-
-
-def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in one.keys() | other.keys():
-        a, b = one.get(key), other.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differing(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield prefix + key
 
 
 def _newest(checkpoints: Storage) -> Checkpoint:

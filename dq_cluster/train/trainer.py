@@ -19,9 +19,10 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from dq_cluster.cluster import in_thread
-from dq_cluster.cluster.failures import reason_in
+from dq_cluster.cluster.failures import ours, reason_in
 from dq_cluster.cluster.room import Need, patience_of, wait_for_room
 from dq_cluster.errors import DqError
+from dq_cluster.observe.log import keep_stack
 from dq_cluster.storage import Storage
 from dq_cluster.train.checkpoint import checkpoint_epochs, read_history
 from dq_cluster.train.config import TrainSettings
@@ -29,6 +30,8 @@ from dq_cluster.train.stream import stream
 from dq_cluster.train.worker import FEATURES, Job, train_worker
 
 logger = logging.getLogger(__name__)
+
+_LOOK_EVERY = 1.0  # seconds
 
 
 def train_missing_epochs(settings: TrainSettings, job: Job) -> None:
@@ -50,17 +53,22 @@ def train_missing_epochs(settings: TrainSettings, job: Job) -> None:
             # Not in this thread, where Ray Train would make of SIGINT a run that ended well.
             in_thread(trainer.fit).result()
     except TrainingFailedError as error:
-        causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
-        for cause in causes:
-            if isinstance(cause, DqError):
-                raise cause from None
-        failed = causes[0] if causes else getattr(error, "controller_failure", error)
-        raise DqError(
-            f"training '{settings.name}' gave up after {settings.max_failures} restarts: "
-            f"{reason_in(str(failed))}; "
-            f"{checkpoint_epochs(checkpoints)[-1]} of {job.model.epochs} epochs are kept, the same "
-            "command goes on from there"
-        ) from error
+        kept = f"{checkpoint_epochs(checkpoints)[-1]} of {job.model.epochs} epochs are kept"
+        raise _failure(settings, error, kept) from error
+
+
+def _failure(settings: TrainSettings, error: TrainingFailedError, kept: str) -> DqError:
+    causes: list[BaseException] = [getattr(error, "controller_failure", error)]
+    if isinstance(error, WorkerGroupError):
+        causes = list(error.worker_failures.values()) or causes
+    for cause in causes:
+        if found := ours(cause):
+            return found
+    stack = f"; its stack is in {keep_stack(error)}" if "Traceback" in str(causes[0]) else ""
+    return DqError(
+        f"training '{settings.name}' gave up after {settings.max_failures} restarts: "
+        f"{reason_in(str(causes[0]))}; {kept}, the same command goes on from there{stack}"
+    )
 
 
 def wait_for_workers(settings: TrainSettings) -> None:
@@ -113,11 +121,15 @@ def _progress(checkpoints: Storage, done: int, epochs: int) -> Iterator[None]:
     def follow() -> None:
         seen, stopped = done, False
         while not stopped:
-            stopped = stop.wait(1.0)
-            newest = checkpoint_epochs(checkpoints)[-1]
-            if newest > seen:
-                _log_epochs(read_history(checkpoints, newest), seen, epochs)
-                seen = newest
+            stopped = stop.wait(_LOOK_EVERY)
+            try:
+                newest = max(checkpoint_epochs(checkpoints), default=0)
+                history = read_history(checkpoints, newest) if newest > seen else []
+            except DqError as error:  # training does without; the next look says it all
+                logger.warning("cannot see how far training is: %s", error)
+                continue
+            _log_epochs(history, seen, epochs)
+            seen = max(seen, newest)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -36,7 +36,11 @@ class Job:
 def train_worker(config: dict[str, Job]) -> None:
     """Train `config["job"]` together with the other workers of the group."""
     job = config["job"]
-    folder = node.node_folder(repr(job))
+    with node.node_folder(repr(job)) as folder:
+        _train(job, folder)
+
+
+def _train(job: Job, folder: Path) -> None:
     features, positives = _node_copy(job, folder)
     leader = ray.train.get_context().get_world_rank() == 0
 

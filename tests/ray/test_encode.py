@@ -306,7 +306,7 @@ def test_mistakes_are_found_before_the_work(
     with pytest.raises(NotFoundError, match=r"fields\.onnx does not exist"):
         encode(settings_for(index, card, source, run="r2"))
     Storage(index).delete("runs/r/published")
-    with pytest.raises(ConfigError, match="begun with another fragment_rows"):
+    with pytest.raises(ConfigError, match=r"begun with fragment_rows 20 \(now 30\)"):
         encode(settings_for(index, card, source, run="r", fragment_rows=30))
     none = BackboneSettings(kind="none")
     with pytest.raises(ConfigError, match="needs images and a backbone"):

@@ -162,7 +162,7 @@ def test_the_same_submission_goes_on_after_a_failed_one(
         with pytest.raises(DqError, match=r"'again' gave up after 0 restarts: .* of 30 epochs"):
             train(config)
         done, killed = kill.result()
-    with pytest.raises(ConfigError, match=r"run 'again' .* other model\.bits"):
+    with pytest.raises(ConfigError, match=r"was begun with model\.bits 32 \(now 64\);"):
         train(settings(index, features, "model.epochs=30", "name=again", "model.bits=64"))
     # Another number of workers may finish what one began.
     card = train(config.model_copy(update={"workers": ElasticWorkers(min=1, max=2)}))

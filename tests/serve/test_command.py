@@ -20,10 +20,12 @@ def test_serve_until_terminated(tmp_path: Path) -> None:
     uri = str(tmp_path / "index")
     make_version(uri, make_model(uri), rows=600, files=4)
     command = ["serve", "--json", f"index={uri}", "shards=2", "cpus=0.5", "port=0"]
+    # A proxy that does not answer: neither Serve's processes nor gRPC may go through it.
+    proxies = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     process = subprocess.Popen(
         [sys.executable, "-c", "from dq_cluster.cli import main; main()", *command],
         stdout=subprocess.PIPE,
-        env=os.environ | {"DQ_API_KEYS": hashlib.sha256(b"sesame").hexdigest()},
+        env=os.environ | proxies | {"DQ_API_KEYS": hashlib.sha256(b"sesame").hexdigest()},
         cwd=tmp_path,
     )
     try:

@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dq_cluster"
-GROUND = {"errors", "config", "geometry", "storage"}
+GROUND = {"errors", "config", "geometry", "storage", "run"}
 # Room to the rooms of dq_cluster it may import; rooms not named here may import anything.
 ARROWS = {
     "errors": set(),
     "config": {"errors"},
     "geometry": {"config"},
     "storage": {"errors"},
+    "run": {"errors", "config", "storage"},
     "index": GROUND,
     "search": GROUND | {"index"},
     "model": GROUND | {"index"},
     "images": GROUND | {"index"},
     "observe": GROUND,
+    "cluster": GROUND | {"observe"},
     "train": GROUND | {"index", "model", "images", "observe", "evaluate", "cluster"},
     "encode": GROUND | {"index", "model", "images", "observe", "cluster"},
     "serve": GROUND | {"index", "search", "model", "images", "observe", "cluster", "v1"},

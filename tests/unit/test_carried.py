@@ -11,13 +11,16 @@ import pytest
 
 from dq_cluster.client import Client
 from dq_cluster.encode.config import EncodeSettings
+from dq_cluster.encode.fragment import FragmentEncoder, Job, _Gathered
 from dq_cluster.encode.ledger import Ledger, Receipt
-from dq_cluster.encode.plan import Plan
+from dq_cluster.encode.load import load
+from dq_cluster.encode.outputs import CodeOutput
+from dq_cluster.encode.plan import Plan, PlanReader, make_plan
 from dq_cluster.encode.publish import publish_run
 from dq_cluster.encode.run import encode
 from dq_cluster.errors import InputError, IntegrityError
 from dq_cluster.images.config import SourceSettings
-from dq_cluster.images.sources import source_schema
+from dq_cluster.images.sources import open_source, source_schema
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import carried_schema, open_code_file
 from dq_cluster.index.columns import pack_schema
@@ -129,7 +132,7 @@ def test_verify_reads_what_a_search_reads(made: tuple[Index, ModelCard]) -> None
 
     text = write_rows(index, card, "data/r/text.parquet", 3, TEXT)
     (problem,) = problems(text)
-    assert problem.startswith(f"{index.storage.uri}/data/r/text.parquet: column 'x' is string, in")
+    assert problem.startswith(f"{index.storage.uri}/data/r/text.parquet: column 'x' is string, but")
     bare = write_rows(index, card, "data/r/bare.parquet", 3, BARE)
     (problem,) = problems(bare)
     assert "bare.parquet" in problem
@@ -186,8 +189,14 @@ def encoding(index: Index, card: ModelCard, folder: Path, **others: Any) -> Enco
 @pytest.mark.parametrize(
     ("appended", "message"),
     [
-        ({"a": TEXT}, "cannot append to version 1: .*: column 'x' is string, in version 1 it is"),
-        ({"a": NULLS, "b": INT32, "c": TEXT}, "c.parquet: column 'x' is string, in the files be"),
+        (
+            {"a": TEXT},
+            "cannot append to version 1: .*: column 'x' is string, but int64 in version 1",
+        ),
+        (
+            {"a": NULLS, "b": INT32, "c": TEXT},
+            "c.parquet: column 'x' is string, but int32 in the files be",
+        ),
         ({"a": pa.table({"x": pa.nulls(3, pa.list_view(pa.int8()))})}, "cannot be carried"),
         ({"a": pa.table([pa.array([1]), pa.array([1])], names=["x", "x"])}, "more than one col"),
     ],
@@ -230,6 +239,33 @@ def test_a_source_has_one_type_for_all_files(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     empty = source_schema(source.model_copy(update={"uri": str(tmp_path / "none")}))
     assert empty.names == ["id", "x", "uri"]
+
+
+def test_fragments_of_one_pile_have_its_types(
+    made: tuple[Index, ModelCard], tmp_path: Path
+) -> None:
+    index, card = made
+    features(tmp_path / "pile", a=NULLS, b=INT32, c=INT64, d=NULLS)
+    source = SourceSettings(kind="features", uri=str(tmp_path / "pile"), columns=("x",))
+    units = open_source(source).units()
+    plan = make_plan(index.storage, "runs/r", units, fragment_rows=6, request={})
+    schema = source_schema(source).remove(0)
+    output = CodeOutput(index.storage, card.digest, "data/r", False, ("x",), 64, 1)
+    job = Job(source, schema, output, index.storage, "runs/r", "data/r", plan, 1)
+    worker, encoder = FragmentEncoder(job), output.open()
+    for number in range(plan.fragments):
+        gathered = _Gathered()
+        fragment = PlanReader(index.storage, plan).fragment(number)
+        for chunk in load(source, fragment, encoder.expects):
+            gathered.rows[0].append(chunk.rows)
+            gathered.arrays[0].append(encoder(chunk.payload))
+        receipt = worker._commit(number, gathered)
+        assert receipt.columns["x"] == "int64"
+    manifest = publish(index, card, "r", plan)
+    assert manifest.rows == 12
+    assert carried_schema(index.storage, manifest) == types_of(INT64)
+    assert labels(index) == [None] * 3 + [1, None, 3, 4, 2**40, 5] + [None] * 3
+    assert verify(index, ids=True).problems == ()
 
 
 def finish(index: Index, card: ModelCard, run: str, *files: pa.Table) -> Plan:

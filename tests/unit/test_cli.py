@@ -1,5 +1,6 @@
 """The command line: exit statuses, one-line errors, and JSON that is nothing but JSON."""
 
+import io
 import json
 from pathlib import Path
 
@@ -127,3 +128,10 @@ def test_search_by_id_without_a_server(index: str, capsys: pytest.CaptureFixture
     assert run([*arguments, "--nprobe", "-1"]) == 2
     assert run(["search", index, "--id", "123456"]) == 2
     assert run(["search", index, "--image", "absent.png"]) == 2
+
+
+def test_a_table_shows_values_as_they_are() -> None:
+    out = io.StringIO()
+    emit({"hits": [{"[b]": "[/x] [red]", "id": 1}]}, as_json=False, file=out)
+    assert "[b]" in out.getvalue()
+    assert "[/x] [red]" in out.getvalue()

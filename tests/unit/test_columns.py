@@ -188,7 +188,7 @@ def test_the_first_file_that_does_not_go_with_the_others_is_named() -> None:
 
     parts = [("a", part(pa.null())), ("b", part(pa.int8())), ("c", part(pa.int64()))]
     assert join_schemas(parts, "") == part(pa.int64())
-    with pytest.raises(InputError, match=r"^d: column 'x' is large_string, in these it is int64"):
+    with pytest.raises(InputError, match=r"^d: column 'x' is large_string, but int64 in these"):
         join_schemas([*parts, ("d", part(pa.large_string()))], "these")
 
 

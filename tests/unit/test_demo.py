@@ -1,5 +1,6 @@
 """The demo's own pieces: its journal, its split, and how it reads DQ_DATA."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ from PIL import Image
 from dq_cluster.demo.journal import Journal
 from dq_cluster.demo.pictures import find_pictures
 from dq_cluster.demo.queries import picture_bytes
+from dq_cluster.demo.run import DemoRequest
 from dq_cluster.demo.split import split_features
 from dq_cluster.errors import ConfigError, InputError, NotFoundError
 from dq_cluster.images.features import open_features
+from dq_cluster.run import Run
+from dq_cluster.storage import Storage
 
 
 def test_journal_does_each_stage_once(tmp_path: Path) -> None:
@@ -23,8 +27,9 @@ def test_journal_does_each_stage_once(tmp_path: Path) -> None:
         calls.append(1)
         return {"rate": 2.0}
 
-    assert Journal(tmp_path, {"images": 5}).stage("train", work)["rate"] == 2.0
-    assert Journal(tmp_path, {"images": 5}).stage("train", work)["rate"] == 2.0
+    storage = Storage(str(tmp_path))
+    assert Journal(storage).stage("train", work)["rate"] == 2.0
+    assert Journal(storage).stage("train", work)["rate"] == 2.0
     assert len(calls) == 1
 
 
@@ -32,15 +37,21 @@ def test_journal_forgets_a_stage_that_failed(tmp_path: Path) -> None:
     def fail() -> dict[str, object]:
         raise InputError("broken")
 
+    storage = Storage(str(tmp_path))
     with pytest.raises(InputError):
-        Journal(tmp_path, {}).stage("train", fail)
-    assert Journal(tmp_path, {}).stage("train", lambda: {"rate": 1})["rate"] == 1
+        Journal(storage).stage("train", fail)
+    assert Journal(storage).stage("train", lambda: {"rate": 1})["rate"] == 1
 
 
-def test_journal_of_another_request_is_refused(tmp_path: Path) -> None:
-    Journal(tmp_path, {"images": 5})
-    with pytest.raises(ConfigError, match="remove the folder"):
-        Journal(tmp_path, {"images": 6})
+def test_a_demo_of_an_older_release_goes_on(tmp_path: Path) -> None:
+    old = {"request": {"images": 5, "data": "public"}, "stages": {"train": {"rate": 3.0}}}
+    (tmp_path / "demo.json").write_text(json.dumps(old))
+    run = Run(Storage(str(tmp_path)))
+    journal = Journal(run.storage)
+    run.claim(DemoRequest(images=5, data="public"), journal.recorded)
+    assert journal.stage("train", lambda: {"rate": 1})["rate"] == 3.0
+    with pytest.raises(ConfigError, match=r"was begun with images 5 \(now 6\);"):
+        run.claim(DemoRequest(images=6, data="public"), journal.recorded)
 
 
 def write_features(path: Path, rows: int) -> None:

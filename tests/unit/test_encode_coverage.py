@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dq_cluster.encode.coverage import compare, look_again, summary
+from dq_cluster.encode.coverage import Difference, compare, look_again, summary
 from dq_cluster.encode.ledger import Receipt
 from dq_cluster.encode.plan import Plan, PlanReader, find_plan, make_plan
-from dq_cluster.encode.planning import continue_or_plan
+from dq_cluster.encode.resume import resume
 from dq_cluster.errors import InputError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.files import Folder
@@ -50,10 +50,15 @@ def test_a_file_that_is_no_input_is_not_new() -> None:
 
 def plan_again(storage: Storage, uri: Path) -> tuple[Plan, int | None]:
     source = SourceSettings(kind="folder", uri=str(uri))
-    plan, found = continue_or_plan(
-        storage, "r", source, fragment_rows=2, request={}, advice="give another name"
-    )
+    plan, found = planned(storage, source, rows=2)
     return plan, found and found.new
+
+
+def planned(storage: Storage, source: SourceSettings, rows: int) -> tuple[Plan, Difference | None]:
+    """As a driver begins."""
+    begun = find_plan(storage, "r")
+    found = look_again(storage, begun, source, "give another name") if begun else None
+    return resume(storage, "r", source, source, fragment_rows=rows, written=[]), found
 
 
 def test_a_continued_run_says_what_was_added(
@@ -86,7 +91,7 @@ def test_a_source_that_is_gone_is_no_fault_of_a_complete_run(
 ) -> None:
     storage = Storage(str(tmp_path))
     path = write_parquet(tmp_path / "a.parquet", {"id": [1], "image": [JPEG]})
-    plan = make_plan(storage, "r", [Unit("a.parquet")], fragment_rows=1, request={})
+    plan = make_plan(storage, "r", [Unit("a.parquet")], fragment_rows=1)
     path.unlink()
     source = SourceSettings(kind="parquet", uri=str(path))
     assert look_again(storage, plan, source, "") is None
@@ -98,7 +103,7 @@ def test_every_row_group_of_a_file_is_one_file(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", columns, row_group_size=2)
     source = SourceSettings(kind="parquet", uri=str(path))
     storage = Storage(f"{tmp_path}/index")
-    plan, _ = continue_or_plan(storage, "r", source, fragment_rows=3, request={}, advice="")
+    plan, _ = planned(storage, source, rows=3)
     assert (plan.files, plan.units, plan.rows, plan.fragments) == (1, 5, 10, 3)
     found = look_again(storage, plan, source, "")
     assert found is not None
@@ -156,5 +161,4 @@ def test_nothing_to_plan_says_what_was_there(tmp_path: Path) -> None:
             source.units(),
             source.skipped,
             fragment_rows=1,
-            request={},
         )

@@ -48,7 +48,6 @@ def finished(index: Index, run: str, rejected: int = 0) -> Plan:
         fragments=FRAGMENTS,
         units=FRAGMENTS,
         rows=FRAGMENTS * ROWS,
-        request={},
         newest=max(index.versions(), default=0),
     )
 
@@ -79,7 +78,7 @@ def test_what_is_not_whole_is_not_published(index: Index) -> None:
         publish(index, "r", plan.model_copy(update={"rows": 31}))
     index.storage.write("data/r/part-1.parquet", b"half")
     index.storage.write("data/r/part-2.parquet", b"longer")
-    with pytest.raises(IntegrityError, match="the ledger says 4 bytes, storage has 6"):
+    with pytest.raises(IntegrityError, match="4 bytes were written, storage has 6"):
         publish(index, "r", plan)
     index.storage.delete("data/r/part-2.parquet")
     with pytest.raises(IntegrityError, match="storage has no file"):

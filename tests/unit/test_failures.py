@@ -6,7 +6,7 @@ import pkgutil
 from pathlib import Path
 
 import pytest
-from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RaySystemError, RayTaskError
 
 import dq_cluster
 from dq_cluster.cluster.failures import error_in, plain, reason_in
@@ -40,11 +40,31 @@ def test_a_bug_is_named_and_its_stack_kept(tmp_path: Path, monkeypatch: pytest.M
     assert "KeyError: 'cell'" in stack.read_text()
 
 
+def test_the_remote_text_is_believed_before_a_message_that_was_changed() -> None:
+    text = "Traceback\n  File x\nFileNotFoundError: [Errno 2] No such file: '/x'"
+    found = plain(RayTaskError("work", text, FileNotFoundError(2, "Failed to apply\nUDF")))
+    assert str(found).startswith(
+        "a worker failed with FileNotFoundError: [Errno 2] No such file: '/x'; its stack is in /"
+    )
+    found = plain(RayTaskError("work", "Traceback\n  File x\nAssertionError", AssertionError()))
+    assert str(found).startswith("a worker failed with AssertionError: without a message; its")
+
+
 def test_a_loss_is_what_ray_calls_it() -> None:
     found = plain(OutOfMemoryError("Task was killed due to the node running low on memory.\nMore."))
     assert str(found) == (
         "Ray reports OutOfMemoryError: Task was killed due to the node running low on memory."
     )
+
+
+def test_an_actor_that_could_not_be_made_is_told_by_what_it_raised() -> None:
+    account = (
+        "The actor died because of an error raised in its creation task, ray::Proxy.__init__()\n"
+        'Traceback (most recent call last):\n  File "proxy.py", line 7, in __init__\n'
+        "RuntimeError: Failed to bind to address 0.0.0.0:80"
+    )
+    found = str(plain(RaySystemError(account)))
+    assert found == "Ray reports RaySystemError: RuntimeError: Failed to bind to address 0.0.0.0:80"
 
 
 def test_an_error_is_found_in_a_stack_that_came_as_text() -> None:
@@ -58,6 +78,7 @@ def test_an_error_is_found_in_a_stack_that_came_as_text() -> None:
     assert str(found) == "shard 0 refused version 1: codes disagree"
     assert error_in("dq_cluster.errors.NoSuchError: x") is None
     assert error_in("") is None
+    assert error_in(f"{text}\nDuring handling of it another occurred:\nKeyError: 'cell'") is None
     assert reason_in(text.replace("dq_cluster.errors.Integrity", "Value")) == (
         "ValueError: shard 0 refused version 1: codes disagree"
     )

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from dq_cluster.errors import ConfigError, IntegrityError, NotFoundError
+from dq_cluster.errors import ConfigError, IntegrityError, NotFoundError, StorageRefusedError
 from dq_cluster.images.backbone import load_backbone
 from dq_cluster.images.config import BackboneSettings
 from dq_cluster.images.decode import decode_image
@@ -84,3 +84,12 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
 def test_a_package_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="pip install timm"):
         load_backbone(BackboneSettings(kind="timm", name="resnet50"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DQ_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(StorageRefusedError, match=r"file/cache/.*DQ_CACHE.*Not a directory; check"):
+        load_backbone(BackboneSettings())

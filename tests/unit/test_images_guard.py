@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,18 @@ GOOD = crops(1)[0]
 
 @pytest.fixture(scope="module", autouse=True)
 def _deadly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Children of the fork server, which starts at the first use, have the bugs."""
+    """Children of the fork server, which starts at the first use, have the bugs; those of servers
+    before and after have not."""
     path = install(tmp_path_factory.mktemp("deadly") / "path")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)
+        _stop_fork_server()
         yield
+    _stop_fork_server()
+
+
+def _stop_fork_server() -> None:
+    forkserver._forkserver._stop()  # made for tests
 
 
 @pytest.mark.parametrize("deadly", [KILLER, HANGER, GLUTTON], ids=["kills", "hangs", "eats"])

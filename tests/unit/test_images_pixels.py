@@ -1,5 +1,6 @@
 """Every kind of file shows the pixels it holds, however it says to turn them."""
 
+import contextlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dq_cluster.images import decode, samples
+from dq_cluster.images import samples
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import Reason, RejectError, decode_image
 from dq_cluster.images.metadata import Essence
@@ -20,6 +21,7 @@ from tests import picture_kinds, rasters
 from tests.pictures import encoded, write_folder
 
 KINDS = list(picture_kinds.kinds())
+READ = [kind for kind in KINDS if not isinstance(kind.shown, Reason)]
 PAGE = Path(__file__).parents[2] / "docs" / "input.md"
 
 
@@ -307,7 +309,23 @@ def test_half_a_file_is_truncated_in_every_container() -> None:
             assert raised.value.reason is Reason.TRUNCATED, (name, share)
 
 
-def test_no_warning_of_pillow_reaches_the_log(recwarn: pytest.WarningsRecorder) -> None:
-    decode_image(rasters.png(np.zeros((10000, 9500), np.uint8), 1), 16)
-    assert not [each for each in recwarn if "decompression" in str(each.message)]
-    assert decode  # the module sets the filters
+@pytest.mark.parametrize("kind", READ, ids=[f"{each.group} {each.name}" for each in READ])
+def test_a_file_that_was_cut_shows_the_picture_or_nothing(kind: picture_kinds.Kind) -> None:
+    for data in {kind.files[0], kind.files[-1]}:
+        whole = decode_image(data, 16)
+        for end in range(len(data) // 13, len(data), len(data) // 13):
+            with contextlib.suppress(RejectError):
+                np.testing.assert_array_equal(decode_image(data[:end], 16), whole)
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_wrong_sizes_of_uncompressed_strips_do_not_matter(planar: bool) -> None:
+    """Nor that there are none: what rows need is known."""
+    wide = rasters.scene().astype(np.uint16) * 257
+    data = rasters.tiff(wide, 16, planar=planar)
+    place = data.index(struct.pack("<HH", 279, 4))
+    count, at = struct.unpack_from("<II", data, place + 4)
+    huge = data[:at] + struct.pack("<I", 2**31) * count + data[at + 4 * count :]
+    missing = data[:place] + struct.pack("<HH", 65000, 4) + data[place + 4 :]
+    for damaged in (huge, missing):
+        assert off(damaged, rasters.scene()) == 0

@@ -2,16 +2,20 @@
 
 import gzip
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import given, settings
@@ -273,6 +277,15 @@ def test_connections_are_kept(server: Server) -> None:
     assert server.connections == 1
 
 
+def test_many_threads_share_the_connections(server: Server) -> None:
+    paths = [f"img/{n}" for n in range(300)] + ["busy/503/0", "status/404", "short/", "bomb/"] * 5
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda path: outcome(server.url + path, server.url), paths))
+    assert Counter(map(str, found)).most_common(1) == [(str(IMAGE), 305)]
+    # A connection is lost with an answer that is not read to its end, and with nothing else.
+    assert server.connections <= 16 + 5 * 4 + 5
+
+
 def test_a_closed_connection_is_opened_anew(server: Server) -> None:
     assert outcome(f"{server.url}a", server.url) == IMAGE
     assert outcome(f"{server.url}short/", server.url) is Reason.TRUNCATED
@@ -306,6 +319,11 @@ def test_a_closed_connection_is_opened_anew(server: Server) -> None:
         ("ftp://127.0.0.1/img/a.jpg", Reason.FORBIDDEN),
         ("data:image/jpeg;base64,xx", Reason.FORBIDDEN),
         ("javascript:1", Reason.FORBIDDEN),
+        ("http://169.254.169.254/latest/meta-data/", Reason.FORBIDDEN),
+        ("s3://somebody-elses/x.jpg", Reason.FORBIDDEN),
+        ("file:///etc/passwd", Reason.FORBIDDEN),
+        ("/etc/passwd", Reason.FORBIDDEN),
+        ("/data/pictures/../../etc/passwd", Reason.FORBIDDEN),
         ("", Reason.FORBIDDEN),
         ("\0", Reason.FORBIDDEN),
     ],
@@ -336,6 +354,27 @@ def test_nobody_there() -> None:
         unused.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{unused.getsockname()[1]}/"
         assert outcome(f"{uri}x", uri) is Reason.UNREACHABLE
+
+
+def test_certificates_are_checked(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl")
+    ask = "req -x509 -newkey rsa:2048 -nodes -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
+    subprocess.run([openssl, *ask.split(), *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = server.url.replace("http://", "https://")
+    monkeypatch.setattr(web, "_pool", web._pool.__wrapped__)  # which looks at the certificates
+    assert outcome(f"{url}a.jpg", url) is Reason.UNREACHABLE
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
+    assert outcome(f"{url}a.jpg", url) == IMAGE
+    assert outcome(f"{url}to/%2Fa.jpg", url) == IMAGE
+    assert outcome(f"{url}to/{quote(server.url, safe='')}a.jpg", url) is Reason.FORBIDDEN
 
 
 class TestNames:

@@ -65,11 +65,10 @@ def storage(tmp_path: Path) -> Storage:
 
 def test_a_stored_plan_reads_back_by_fragment(storage: Storage) -> None:
     listed = [Unit(f"f{n // 3}", n, 1 + n % 4) for n in range(50)]
-    plan = make_plan(storage, "runs/r", listed, fragment_rows=10, request={"a": 1}, newest=7)
-    assert (plan.units, plan.rows, plan.request, plan.newest) == (
+    plan = make_plan(storage, "runs/r", listed, fragment_rows=10, newest=7)
+    assert (plan.units, plan.rows, plan.newest) == (
         50,
         sum(unit.rows for unit in listed),
-        {"a": 1},
         7,
     )
     reader = PlanReader(storage, plan)
@@ -79,21 +78,19 @@ def test_a_stored_plan_reads_back_by_fragment(storage: Storage) -> None:
 
 
 def test_the_first_plan_counts(storage: Storage) -> None:
-    first = make_plan(storage, "r", [Unit("a")], fragment_rows=1, request={})
-    second = make_plan(storage, "r", [Unit("b"), Unit("c")], fragment_rows=1, request={})
+    first = make_plan(storage, "r", [Unit("a")], fragment_rows=1)
+    second = make_plan(storage, "r", [Unit("b"), Unit("c")], fragment_rows=1)
     assert second == first
     assert [info.path for info in storage.list("r")] == [first.path, "r/plan.json"]
 
 
 def test_rows_are_unknown_if_one_unit_does_not_tell(storage: Storage) -> None:
-    plan = make_plan(
-        storage, "r", [Unit("a", 0, 5), Unit("b.tar", 0, 0)], fragment_rows=9, request={}
-    )
+    plan = make_plan(storage, "r", [Unit("a", 0, 5), Unit("b.tar", 0, 0)], fragment_rows=9)
     assert plan.rows is None
     assert plan.fragments == 2
 
 
 def test_nothing_to_plan_is_an_error_and_leaves_nothing(storage: Storage) -> None:
     with pytest.raises(InputError, match="holds no images"):
-        make_plan(storage, "r", [], fragment_rows=9, request={})
+        make_plan(storage, "r", [], fragment_rows=9)
     assert list(storage.list()) == []

@@ -45,7 +45,7 @@ def needy(what):
         case "refine": Refiner.load(index, manifest)
         case "shard": load_shard(index, 1, 0, 1)
         case "matrix": matrix()
-        case "plan": make_plan(Storage(sys.argv[1]), "r", units, fragment_rows=9, request={})
+        case "plan": make_plan(Storage(sys.argv[1]), "r", units, fragment_rows=9)
 
 for what in sys.argv[2:]:
     try:

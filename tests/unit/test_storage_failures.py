@@ -54,7 +54,7 @@ NOBODY: dict[str, str | None] = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_K
         (NOBODY | {"DQ_S3_ANONYMOUS": "*"}, StorageRefusedError, "S3 denies access at http"),
         (NOBODY | {"AWS_PROFILE": "nope"}, StorageRefusedError, "check AWS_PROFILE"),
         ({"AWS_ACCESS_KEY_ID": "nope"}, StorageRefusedError, "check AWS_ACCESS_KEY_ID"),
-        ({"AWS_SECRET_ACCESS_KEY": "nope"}, StorageRefusedError, "DQ_S3_REQUESTER_PAYS=<bucket>"),
+        ({"AWS_SECRET_ACCESS_KEY": "nope"}, StorageRefusedError, "check AWS_ACCESS_KEY_ID"),
         ({"AWS_DEFAULT_REGION": "a b"}, StorageRefusedError, "set AWS_DEFAULT_REGION"),
         ({"AWS_ENDPOINT_URL": "nonsense"}, StorageRefusedError, "check AWS_ENDPOINT_URL"),
         ({"AWS_ENDPOINT_URL": "http://h:99999"}, StorageRefusedError, "check AWS_ENDPOINT_URL"),
@@ -81,8 +81,7 @@ def test_a_bucket_that_cannot_be_reached(
         with pytest.raises(kind) as caught:
             call()
         assert str(caught.value).startswith(s3)
-        if words != "DQ_S3_REQUESTER_PAYS=<bucket>" or "secret" not in str(caught.value):
-            assert words in str(caught.value)
+        assert words in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
@@ -118,10 +117,14 @@ def test_requester_pays_goes_along_with_every_request(changed: Callable[..., Non
     payers: Counter[tuple[str, str | None]] = Counter()
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # whose clients wait for "100 Continue"
+
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             payers[self.command, self.headers.get("x-amz-request-payer")] += 1
-            body = b"<ListBucketResult/>" if "list-type" in self.path else b"abc"
+            body = b"abc" if self.command != "PUT" else b""
+            if "list-type" in self.path:
+                body = b"<ListBucketResult/>"
             self.send_response(200)
             self.send_header("ETag", '"1"')
             self.send_header("Content-Length", str(len(body)))
@@ -158,24 +161,23 @@ def test_requester_pays_goes_along_with_every_request(changed: Callable[..., Non
     assert paid.keys() == {"GET", "HEAD", "PUT"}
 
 
-@pytest.mark.parametrize("through", ["open", "arrow"])
-def test_a_server_that_dies_while_a_file_is_read(
-    s3: str, s3_server: S3Server, changed: Callable[..., None], through: str
+def test_a_server_that_dies_while_files_are_read(
+    s3: str, s3_server: S3Server, changed: Callable[..., None]
 ) -> None:
     rows, sink = 400_000, BytesIO()
     pq.write_table(pa.table({"x": np.random.default_rng(0).random(rows)}), sink, row_group_size=999)
     storage = Storage(s3)
     storage.write("x", sink.getvalue())
     changed(AWS_MAX_ATTEMPTS="1")
-    opened = storage.open("x")
-    if through == "arrow":
-        opened = storage.arrow.open_input_file(storage.path("x"))
-    batches = pq.ParquetFile(opened, pre_buffer=False).iter_batches(1000)
-    next(batches)
+    reading = []
+    for file in (storage.open("x"), storage.arrow.open_input_file(storage.path("x"))):
+        reading.append(pq.ParquetFile(file, pre_buffer=False).iter_batches(1000))
+        next(reading[-1])
     s3_server.kill()
     try:
-        with pytest.raises(StorageError, match=rf"{s3}/x: the S3 server does not answer"):
-            list(batches)
+        for batches in reading:
+            with pytest.raises(StorageError, match=rf"^{s3}/x: the S3 server does not answer"):
+                list(batches)
     finally:
         s3_server.start()
 

@@ -150,8 +150,19 @@ def test_a_file_system_that_lacks_something(tmp_path: Path, libraries: Path, lac
     assert [info.path for info in Storage(str(tmp_path)).list()] == ["go", "old", "once"]
 
 
-def test_without_any_lock_nothing_is_risked(tmp_path: Path, libraries: Path) -> None:
-    said = run(_ONCE, tmp_path, libraries, "links,flock,ranges")
+@pytest.mark.parametrize(
+    ("lacks", "code"),
+    [
+        ("links,flock,ranges", 'storage.create("once", b"me")'),
+        ("flock,ranges", 'storage.replace("old", b"new", b"old")'),
+        ("flock,ranges", "storage.check_replace()"),
+    ],
+)
+def test_without_any_lock_nothing_is_risked(
+    tmp_path: Path, libraries: Path, lacks: str, code: str
+) -> None:
+    call = 'storage.create("once", b"me"), storage.replace("old", b"new", b"old")'
+    said = run(_ONCE.replace(call, code), tmp_path, libraries, lacks)
     assert f"the file system of {tmp_path} has no file locks (No locks available)" in said
     assert said.startswith("refused ")
     assert "mount it with them" in said

@@ -9,12 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray.serve.schema import DeploymentStatusOverview
 
 from dq_cluster.cluster.surroundings import bypass_proxies, bypasses, check_joined, check_local
 from dq_cluster.errors import ConfigError
-from dq_cluster.serve.config import ServeSettings
-from dq_cluster.serve.startup import check_ports, not_up
 
 
 def test_without_a_proxy_nothing_changes() -> None:
@@ -122,33 +119,3 @@ def test_without_a_home_this_ray_has_a_token_of_its_own(monkeypatch: pytest.Monk
     check_local()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-
-
-def test_a_port_that_is_taken(other: int) -> None:
-    settings = ServeSettings(index="/x", port=other)
-    with pytest.raises(ConfigError, match=rf"port {other} of 127\.0\.0\.1 is taken .* port=PORT"):
-        check_ports(settings)
-    with pytest.raises(ConfigError, match=rf"port {other} .* with grpc_port=PORT"):
-        check_ports(ServeSettings(index="/x", port=0, grpc_port=other))
-    with pytest.raises(ConfigError, match="are both 8000"):
-        check_ports(ServeSettings(index="/x", grpc_port=8000))
-    with pytest.raises(ConfigError, match="an address that this machine does not have"):
-        check_ports(ServeSettings(index="/x", host="203.0.113.77"))
-    check_ports(ServeSettings(index="/x", port=0))
-
-
-def _deployment(status: str, message: str = "") -> DeploymentStatusOverview:
-    return DeploymentStatusOverview(status, "CONFIG_UPDATE_STARTED", {}, message)
-
-
-def test_what_is_not_up_is_named() -> None:
-    assert not_up({}) == "Serve itself is not up"
-    up = _deployment("HEALTHY")
-    assert not_up({"Router": up}) == "all deployments are up, Serve's proxies are not"
-    stack = 'Traceback\n File "x"\ndq_cluster.errors.IntegrityError: shard 0 refused version 1\n'
-    found = {"Shard0": _deployment("UPDATING", stack), "Router": _deployment("UPDATING"), "V": up}
-    assert not_up(found) == (
-        "2 of 3 deployments are not up (Shard0, Router); Shard0: shard 0 refused version 1"
-    )
-    many = {f"Shard{n}": _deployment("UPDATING", "no\nCPU") for n in range(9)}
-    assert not_up(many).endswith("Shard3, Shard4, …); Shard0: no CPU")

@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from dq_cluster.config import load_settings
-from dq_cluster.errors import ConfigError, QualityGateError
+from dq_cluster.errors import ConfigError, InputError, QualityGateError
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.train.config import QualityGate, TrainSettings
 from dq_cluster.train.quality import answer, check_gate
 from dq_cluster.train.split import MAX_VALIDATION, Split, blocks
+from dq_cluster.train.trainer import _failure
 
 REQUIRED = ["index=/data/index", "features=/data/features"]
 
@@ -76,6 +79,24 @@ def test_blocks_cover_the_rows(rows: int) -> None:
     assert found[-1][1] == rows
     assert [stop for _, stop in found[:-1]] == [start for start, _ in found[1:]]
     assert max(stop - start for start, stop in found) <= 65536
+
+
+def test_what_a_worker_raised_is_what_training_raises() -> None:
+    settings = load_settings(TrainSettings, None, [*REQUIRED, "name=t"])
+    text = "Traceback (most recent call last):\n  File x\ndq_cluster.errors.InputError: row 5"
+    ours = UserExceptionWithTraceback(InputError("row 5"), text)
+    found = _failure(settings, WorkerGroupError("x", {0: ours}), "2 of 9 epochs are kept")
+    assert type(found) is InputError
+    assert str(found) == "row 5"
+    bug = UserExceptionWithTraceback(KeyError("cell"), "Traceback\n  File x\nKeyError: 'cell'")
+    found = _failure(settings, WorkerGroupError("x", {0: bug}), "2 of 9 epochs are kept")
+    assert str(found).startswith(
+        "training 't' gave up after 3 restarts: KeyError: 'cell'; 2 of 9 epochs are kept, "
+        "the same command goes on from there; its stack is in "
+    )
+    late = ControllerError(TimeoutError("The worker group startup timed out after 60 s.\nMore."))
+    found = _failure(settings, late, "0 of 9 epochs are kept")
+    assert "restarts: The worker group startup timed out after 60 s.; 0 of" in str(found)
 
 
 def test_the_gate_names_the_numbers() -> None:

@@ -244,7 +244,7 @@ def test_where_there_is_no_index_there_is_no_garbage(tmp_path: Path, keep: int |
 def test_wrong_numbers_are_refused(index: Index) -> None:
     with pytest.raises(InputError, match="keep must be 0"):
         collect_garbage(index, keep=-1)
-    with pytest.raises(InputError, match="grace period must be 0 or more"):
+    with pytest.raises(InputError, match="grace period must be 0 hours or more, not -24"):
         collect_garbage(index, -DAY)
 
 

@@ -54,7 +54,9 @@ def collect_garbage(
     if keep is not None and keep < 0:
         raise InputError(f"keep must be 0 versions or more, not {keep}")
     if grace < timedelta(0):
-        raise InputError(f"the grace period must be 0 hours or more, not {grace / timedelta(hours=1):g}")
+        raise InputError(
+            f"the grace period must be 0 hours or more, not {grace / timedelta(hours=1):g}"
+        )
     known = sort_files(_list(index, "runs", "data"))
     if keep is not None or not (index.versions() or any(known)):
         index.manifest()  # without a version that readers use, none can be dropped

@@ -363,6 +363,7 @@ def test_input_that_changed_since_it_was_planned_ends_the_run(
         current(index)
 
 
+@pytest.mark.usefixtures("no_plugins")
 def test_what_a_run_leaves_out_is_in_its_result(
     tmp_path: Path, index: str, card: ModelCard, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -213,16 +213,14 @@ class _Remote:
 
     def __init__(self, url: str, api_key: str | None, timeout_s: float, trust_env: bool) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._url = _parsed_url(url)
+        around = trust_env and not _is_this_machine(self._url.host)
+        self._proxy = _proxy_of(self._url) if around else ""
         try:
-            self._url = httpx.URL(url)
-            around = trust_env and not _is_this_machine(self._url.host)
-            self._proxy = _proxy_of(self._url) if around else ""
             self._http = httpx.AsyncClient(
                 base_url=self._url, headers=headers, timeout=timeout_s, trust_env=around
             )
-        except (httpx.InvalidURL, UnicodeError) as error:
-            raise InputError(f"{url} is not a URL of an API: {error}") from None
-        except (ImportError, ValueError) as error:  # socks, or a scheme that nobody knows
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # socks, or no proxy at all
             raise ConfigError(
                 f"the proxy of the environment cannot be used: {error}; unset it, or name the "
                 "host in no_proxy, or use trust_env=False"
@@ -295,9 +293,21 @@ class _Remote:
         return f"{self._url}{self._proxy}"
 
 
+def _parsed_url(url: str) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+        if parsed.host and (parsed.port or 0) < 2**16:
+            return parsed
+        why = "it has no host" if not parsed.host else f"a port is below 65536, not {parsed.port}"
+    except httpx.InvalidURL as error:
+        why = str(error)
+    raise InputError(f"{url} is not a URL of an API: {why}")
+
+
 def _is_this_machine(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        return address.is_loopback or address.is_unspecified
     except ValueError:
         return host.lower() == "localhost" or host.lower().endswith(".localhost")
 

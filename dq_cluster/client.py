@@ -46,7 +46,7 @@ _WAY_S = 5.0  # what a search may take beside waiting for shards
 class AsyncClient:
     """Coroutines over `target`: the URL of an API, or an index (a folder or s3://).
 
-    api_key: for a URL. version: for an index, which version to search (default: the current
+    api_key: for a URL. version: for an index only, which version to search (default: the current
     one). timeout_s: how long a URL may take to answer; a search with a longer timeout_ms, and
     refresh, may take longer. trust_env: go through the proxy that the environment names
     (http_proxy, https_proxy, all_proxy, no_proxy); a target on this machine is asked directly.
@@ -66,6 +66,11 @@ class AsyncClient:
         self._remote: _Remote | None = None
         self._service: Service
         if str(target).lower().startswith(("http://", "https://")):
+            if version is not None:
+                raise InputError(
+                    f"version {version}: a service answers from the version that it serves; leave "
+                    "it out, or have the service switch with refresh"
+                )
             self._remote = _Remote(str(target), api_key, timeout_s, trust_env)
             self._service = self._remote
         else:

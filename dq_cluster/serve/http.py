@@ -214,7 +214,10 @@ async def _body(request: Request, most: int) -> bytes:
     async for chunk in request.stream():
         size += len(chunk)
         if size > most:
-            raise LimitError(f"the body is larger than this server allows: {most} bytes")
+            raise LimitError(
+                f"the body is larger than the {most:,} bytes that one request may have "
+                "(limits.max_body_bytes)"
+            )
         chunks.append(chunk)
     return b"".join(chunks)
 

@@ -95,9 +95,8 @@ class ShardReplica:
         # router's second request goes to another one.
         try:
             shard = await self._held.get(version)
-        except DqError as error:
-            return Failure(str(error))
-        try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, shard)
-        except InputError as error:
-            return Failure(str(error), refused=True)
+        except DqError as error:
+            # It goes to callers, who need not know where the index lies.
+            why = str(error).replace(self._index.storage.uri, "<index>")
+            return Failure(why, refused=isinstance(error, InputError))

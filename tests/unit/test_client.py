@@ -187,6 +187,11 @@ def test_a_url_that_is_none_is_said(url: str) -> None:
         Client(url)
 
 
+def test_a_service_is_not_asked_for_another_version(port: int) -> None:
+    with pytest.raises(InputError, match="version 3: a service answers from the version"):
+        Client(f"http://127.0.0.1:{port}", version=3)
+
+
 def test_a_file_that_is_not_there(service: Hanging, tmp_path: Path) -> None:
     with Client(service._index.storage.uri) as client:
         with pytest.raises(NotFoundError, match="does not exist"):

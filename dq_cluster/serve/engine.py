@@ -42,7 +42,7 @@ from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.embed import Embedder
 from dq_cluster.serve.fanout import Failure, Fanout
 from dq_cluster.serve.hits import merge_hits
-from dq_cluster.serve.policy import coverage
+from dq_cluster.serve.policy import coverage, time_left
 
 _DECODERS = 2  # images of queries that are decoded at once
 
@@ -203,6 +203,8 @@ class Engine:
         timeout_ms = request.timeout_ms or self.settings.timeout_ms
         kind, vectors = await self._subject(request, served, timeout_ms)
         prepared = time.perf_counter()
+        if request.id is not None:
+            timeout_ms = time_left(timeout_ms, 1e3 * (prepared - begin))
         batch = _Batch(
             served=served,
             k=request.k,

@@ -23,6 +23,7 @@ from dq_cluster.serve.policy import (
     Step,
     coverage,
     next_step,
+    time_left,
 )
 from dq_cluster.serve.security import AuthenticationError, Guard, LimitError, read_keys
 
@@ -77,6 +78,14 @@ def test_coverage_counts_rows() -> None:
     assert coverage([10, 0, 30], [True, False, True]) == 1
     assert coverage([10, 0, 30], [False, True, True]) == 0.75
     assert coverage([], []) == 1
+
+
+@given(st.integers(1, 20_000), st.floats(0, 30_000))
+def test_a_look_up_and_a_search_share_one_deadline(timeout_ms: int, spent_ms: float) -> None:
+    left = time_left(timeout_ms, spent_ms)
+    assert 1 <= left <= max(1, timeout_ms - spent_ms)
+    assert left == 1 or left > timeout_ms - spent_ms - max(1, timeout_ms / 8)
+    assert time_left(timeout_ms, 0.001) == time_left(timeout_ms, 0.01), "a batch can be shared"
 
 
 def ask_once(ask: Callable[[int], Awaitable[Any]], timeout: float = 5.0) -> Any:

@@ -9,42 +9,30 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from dq_cluster.errors import InputError, NotFoundError, UnavailableError
-from dq_cluster.images.config import ImageLimits
-from dq_cluster.images.decode import decode_image
-from dq_cluster.images.guard import ApartPool
 from dq_cluster.images.thumbnail import thumbnail
-from dq_cluster.index.catalog import Index
-from dq_cluster.index.codefile import row_schema
 from dq_cluster.index.ids import to_id
-from dq_cluster.index.manifest import Manifest
 from dq_cluster.observe.metrics import STEP_SECONDS
 from dq_cluster.observe.tracing import trace_headers
 from dq_cluster.search.filters import Filter, parse_filter
-from dq_cluster.search.placement import Shard, plan_shards
 from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.api import (
     CoverageError,
     Hit,
-    IndexInfo,
     SearchRequest,
     SearchResponse,
     ShardFailure,
 )
 from dq_cluster.serve.batcher import Batcher
 from dq_cluster.serve.config import ServeSettings
-from dq_cluster.serve.embed import Embedder
 from dq_cluster.serve.fanout import Failure, Fanout
 from dq_cluster.serve.hits import merge_hits
 from dq_cluster.serve.policy import coverage, time_left
-
-_DECODERS = 2  # images of queries that are decoded at once
+from dq_cluster.serve.served import Served
 
 
 class Shards(Protocol):
@@ -55,75 +43,6 @@ class Shards(Protocol):
 
     async def find(self, shard: int, version: int, id: int | str) -> Item | Failure | None:
         """The row `id`, or None where `shard` does not hold it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Served:
-    """Everything the router knows about the one version that it serves.
-
-    schema: of the id and the carried columns, which a filter can ask for.
-    """
-
-    manifest: Manifest
-    schema: pa.Schema
-    shards: tuple[Shard, ...]
-    embedder: Embedder
-    limits: ImageLimits
-
-    @classmethod
-    def load(
-        cls,
-        index: Index,
-        version: int,
-        settings: ServeSettings,
-        before: "Served | None" = None,
-        *,
-        apart: bool = False,
-    ) -> "Served":
-        """Read what a router needs of `version`; keep the model of `before` if it is the same.
-
-        apart: decode the images of queries in child processes, where they can do no harm.
-        """
-        manifest = index.manifest(version)
-        limits = ImageLimits(
-            max_bytes=settings.limits.max_body_bytes, max_pixels=settings.limits.max_pixels
-        )
-        if before is not None and before.manifest.model == manifest.model:
-            embedder = before.embedder
-        else:
-            decode = ApartPool(limits, _DECODERS) if apart else partial(decode_image, limits=limits)
-            embedder = Embedder(index.storage, manifest.model, decode)
-        schema = row_schema(index.storage, manifest)
-        shards = plan_shards(manifest.files, settings.shards)
-        return cls(manifest, schema, shards, embedder, limits)
-
-    def k_factor(self, asked: int | None, usual: int) -> int:
-        """How many candidates for each neighbour are re-ranked. Raises InputError."""
-        if self.manifest.geometry.refine_m:
-            return asked or usual
-        if asked is not None and asked > 1:
-            raise InputError(
-                f"version {self.manifest.version} has no second code to re-rank with; leave out "
-                "k_factor, or train a model with refine_bits"
-            )
-        return 1
-
-    def info(self) -> IndexInfo:
-        geometry = self.manifest.geometry
-        return IndexInfo(
-            version=self.manifest.version,
-            model=self.manifest.model,
-            rows=self.manifest.rows - self.manifest.deleted,
-            dim=geometry.dim,
-            feature_dim=self.embedder.card.feature_dim,
-            bits=geometry.code_size * 8,
-            refine_bits=geometry.refine_m * 8,
-            metric=geometry.metric,
-            columns=list(self.manifest.columns),
-            shards=len(self.shards),
-            images=self.embedder.takes_images,
-            evaluation=self.manifest.evaluation,
-        )
 
 
 @dataclass(frozen=True)

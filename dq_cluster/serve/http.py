@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 class RefreshRequest(BaseModel):
     """version: what to serve; unset, the index's current version."""
+
+    model_config = ConfigDict(extra="forbid")
 
     version: int | None = None
 

@@ -8,9 +8,10 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.search.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
 from dq_cluster.serve.api import IndexInfo, SearchRequest, SearchResponse, VersionInfo
 from dq_cluster.serve.config import ServeSettings
-from dq_cluster.serve.engine import Engine, Served
+from dq_cluster.serve.engine import Engine
 from dq_cluster.serve.held import Held
 from dq_cluster.serve.security import Guard
+from dq_cluster.serve.served import Served
 from dq_cluster.serve.versions import still_serving
 
 

@@ -21,13 +21,14 @@ from dq_cluster.observe.metrics import INDEX_VERSION
 from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.api import IndexInfo, SearchRequest, SearchResponse, VersionInfo
 from dq_cluster.serve.config import ServeSettings
-from dq_cluster.serve.engine import Engine, Served
+from dq_cluster.serve.engine import Engine
 from dq_cluster.serve.fanout import Failure
 from dq_cluster.serve.grpc import GrpcService
 from dq_cluster.serve.http import make_api
 from dq_cluster.serve.keeper import FOLLOW_S
 from dq_cluster.serve.local import list_versions
 from dq_cluster.serve.security import Guard, read_keys
+from dq_cluster.serve.served import Served
 from dq_cluster.serve.versions import still_serving
 from dq_cluster.v1 import search_pb2 as pb
 

@@ -200,6 +200,7 @@ def test_the_secret_part_of_a_message_is_kept(surfaces: Surfaces) -> None:
     ("method", "path", "body", "code"),
     [
         ("POST", "/v1/index/refresh", b'{"version": "x"}', 400),
+        ("POST", "/v1/index/refresh", b'{"versoin": 1}', 400),
         ("POST", "/v1/index/refresh", b"{", 400),
         ("POST", "/v1/index/refresh", b"[1]", 400),
         ("GET", "/v1/nothing", b"", 404),

@@ -47,9 +47,12 @@ class ShardReplica:
         )
         app = serve.get_replica_context().app_name
         keeper = serve.get_deployment_handle(KEEPER, app)
-        refused = await self.load(await keeper.serving.remote())
-        if refused:
-            raise refused
+        loaded, wanted = None, await keeper.serving.remote()
+        while loaded != wanted:  # a switch meanwhile did not reach a replica that only starts
+            refused = await self.load(wanted)
+            if refused:
+                raise refused
+            loaded, wanted = wanted, await keeper.serving.remote()
 
     async def load(self, version: int) -> DqError | None:
         """Load a version beside those held. Returns why it was refused, or None."""

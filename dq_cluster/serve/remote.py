@@ -96,6 +96,9 @@ class RemoteService:
 
     def _error(self, answer: httpx.Response) -> DqError:
         """The exception that the service raised."""
+        if answer.is_redirect:
+            to = answer.headers.get("location", "nowhere")
+            return InputError(f"{self._where} sends on to {to}: give that address")
         try:
             body = answer.json()
             message, kind = str(body["error"]), str(body["kind"])

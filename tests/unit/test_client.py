@@ -84,6 +84,8 @@ class _Proxy(BaseHTTPRequestHandler):
         self.asked.append(self.path)
         code, text = self.answer
         self.send_response(code)
+        if code == 301:
+            self.send_header("Location", "https://elsewhere")
         self.end_headers()
         self.wfile.write(text.encode())
 
@@ -154,13 +156,16 @@ def test_another_target_goes_through_the_proxy_and_errors_say_so(
         proxy.answer = (200, "<html>log in</html>")
         with pytest.raises(UnavailableError, match=said + "answers, but not as dq_cluster does"):
             client.info()
-        assert proxy.asked == [f"{url}/v1/index"] * 2
+        proxy.answer = (301, "")
+        with pytest.raises(InputError, match="sends on to https://elsewhere: give that address"):
+            client.info()
+        assert proxy.asked == [f"{url}/v1/index"] * 3
     with Client(url, trust_env=False) as client:
         assert client.info().version == 1
     monkeypatch.setenv("no_proxy", "127.1")
     with Client(url) as client:
         assert client.info().version == 1
-    assert len(proxy.asked) == 2
+    assert len(proxy.asked) == 3
 
 
 def test_a_proxy_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

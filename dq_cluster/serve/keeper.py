@@ -74,6 +74,7 @@ class VersionKeeper:
         async with self._order:
             if version == self._versions.serving:
                 return None
+            self._kept = None  # some may hold more from now on, whether it succeeds or not
             limit = self._settings.load_timeout_s
             refused = _refusal(await self._broadcast("load", version, limit), limit)
             if refused:

@@ -299,16 +299,20 @@ def test_a_refused_switch_changes_nothing_and_is_released(uri: str) -> None:
             2: IntegrityError("shard 1 refused version 2: damaged"),
             3: TimeoutError(),
         }
+        cluster.now = SILENT_S
+        await keeper.tidy()
+        assert cluster.orders() == [("release", {1})]
         refused = await keeper.switch(2)
+        await keeper.tidy()
+        assert cluster.orders()[1:] == [("load", 2), ("release", {1})]
         assert isinstance(refused, IntegrityError)
         assert "damaged" in str(refused)
         late = await keeper.switch(3)
         assert isinstance(late, UnavailableError)
         assert "did not load in 600 s (load_timeout_s)" in str(late)
         assert await keeper.serving() == 1 == cluster.memory.version
-        cluster.now = SILENT_S
         await keeper.tidy()
-        assert cluster.orders()[-1] == ("release", {1})
+        assert cluster.orders()[3:] == [("load", 3), ("release", {1})]
 
     asyncio.run(run())
 

@@ -183,7 +183,7 @@ class Heartbeat:
 
     def __init__(self, storage: Storage, name: str) -> None:
         self._storage, self._name = storage, name
-        self._token, self._beats = f"{_driver()}", 0
+        self._token, self._beats = _driver(), 0
         self._last = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, daemon=True)

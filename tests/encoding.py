@@ -17,6 +17,7 @@ from dq_cluster.images.config import BackboneSettings, SourceSettings
 from dq_cluster.images.decode import decode_image
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file
+from dq_cluster.index.ids import concat_rows
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard
 from dq_cluster.model.bundle import load_model, save_model
@@ -86,9 +87,11 @@ def encode_command(settings: EncodeSettings, config: Path) -> list[str]:
 
 def read_version(index: Storage, manifest: Manifest) -> pa.Table:
     """All rows of a version, each file checked against the manifest."""
-    return pa.concat_tables(
-        open_code_file(index, file, model=manifest.model, geometry=manifest.geometry).read()
-        for file in manifest.files
+    return concat_rows(
+        [
+            open_code_file(index, file, model=manifest.model, geometry=manifest.geometry).read()
+            for file in manifest.files
+        ]
     )
 
 

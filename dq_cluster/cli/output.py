@@ -48,10 +48,11 @@ def emit(
     file.flush()
 
 
-def emit_error(message: str, kind: str, *, as_json: bool) -> None:
-    """One line on standard error; with JSON also an object on standard output."""
+def emit_error(message: str, kind: str, *, as_json: bool, said: bool = False) -> None:
+    """One line on standard error, unless it was said; with JSON an object on standard output."""
     message = " ".join(message.split())
-    print(f"error: {message}", file=sys.stderr)
+    if not said:
+        print(f"error: {message}", file=sys.stderr)
     if as_json:
         print(to_json({"error": message, "kind": kind}), flush=True)
 

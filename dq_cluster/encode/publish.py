@@ -76,9 +76,15 @@ def publish_run(
         lineage = _lineage(index, parent, plan.newest)
         for manifest in earlier:
             if manifest.version in lineage:
-                raise _IsPublishedError(manifest)
+                if _holds(manifest, new):
+                    raise _IsPublishedError(manifest)
+                raise IntegrityError(
+                    f"run {run} was published as version {manifest.version}, whose files are not "
+                    "those in its ledger: some were lost and encoded again; roll back to a version "
+                    "before it and encode under another name"
+                )
         for manifest in earlier:
-            if manifest.parent == parent:
+            if manifest.parent == parent and _holds(manifest, new):
                 return manifest
         placed = {"version": version, "parent": parent}
         if append and parent is not None:
@@ -99,6 +105,11 @@ class _IsPublishedError(Exception):
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest.version)
         self.manifest = manifest
+
+
+def _holds(manifest: Manifest, new: Manifest) -> bool:
+    """Whether the manifest names every file of the run that is to be published."""
+    return {file.path for file in new.files} <= {file.path for file in manifest.files}
 
 
 def appended(storage: Storage, old: Manifest, new: Manifest) -> Manifest:

@@ -54,7 +54,9 @@ def collect_garbage(
     if keep is not None and keep < 0:
         raise InputError(f"keep must be 0 versions or more, not {keep}")
     if grace < timedelta(0):
-        raise InputError(f"the grace period must be 0 or more, not {grace}")
+        raise InputError(
+            f"the grace period must be 0 hours or more, not {grace / timedelta(hours=1):g}"
+        )
     known = sort_files(_list(index, "runs", "data"))
     if keep is not None or not (index.versions() or any(known)):
         index.manifest()  # without a version that readers use, none can be dropped
@@ -119,7 +121,7 @@ class _Collection:
             age = self._now - out_of_use(number, made, superseded, parents)
             if age < self._grace:
                 self._keep(
-                    f"version {number}", f"may have been current {_hours(age)} ago: grace period"
+                    f"version {number}", f"may have been current {_text(age)} ago: grace period"
                 )
             elif self._dry_run or self._drop(number):
                 dropped.append(number)
@@ -217,9 +219,9 @@ class _Collection:
         """Why nothing of a run may go yet; empty if it may."""
         heard_of = files.heard_of()
         if heard_of is not None and files.alive(self._now):
-            return f"a driver was at work {_hours(self._now - heard_of)} ago"
+            return f"a driver was at work {_text(self._now - heard_of)} ago"
         if not files.quiet(self._now, self._grace):
-            return f"has files younger than the grace period of {_hours(self._grace)}"
+            return f"has files younger than the grace period of {_text(self._grace)}"
         return ""
 
     def _holds_features(self, name: str) -> bool:
@@ -250,5 +252,6 @@ def _numbered(listing: Iterable[FileInfo], suffix: str = "") -> Iterator[tuple[i
             yield int(name), info.modified
 
 
-def _hours(age: timedelta) -> str:
-    return f"{max(age.total_seconds(), 0) / 3600:.1f} h"
+def _text(age: timedelta) -> str:
+    minutes = max(age.total_seconds(), 0) / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"

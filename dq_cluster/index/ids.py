@@ -17,7 +17,7 @@ from dq_cluster.index.manifest import FileEntry
 
 SIGNED, UNSIGNED, TEXT = "int64", "uint64", "string"
 NUMBERS = {SIGNED: range(-(2**63), 2**63), UNSIGNED: range(2**64)}
-_WHOLE = re.compile(r"[+-]?[0-9]{1,4000}")
+_WHOLE = re.compile(r"-?[0-9]{1,4000}")
 _MIXED = "ids below 0 and ids from 2^63 on do not fit one index of 64-bit ids; write them as text"
 
 
@@ -74,13 +74,15 @@ def to_ids(given: Sequence[Any] | pa.Array, id_type: str) -> pa.Array:
     Text is read as whole numbers where ids are numbers. Raises InputError, naming the first that
     cannot be an id.
     """
+    wanted = pa.type_for_alias(id_type)
     try:
-        ids = given if isinstance(given, pa.Array) else pa.array(given)
+        # Only a type that is named takes numbers from 2^63 on.
+        named = wanted if given and type(given[0]) is int and id_type != TEXT else None
+        ids = given if isinstance(given, pa.Array) else pa.array(given, named)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         raise InputError(
             f"ids of this index are {id_type}; found others, or larger ones, among those given"
         ) from None
-    wanted = pa.type_for_alias(id_type)
     if not len(ids):
         return pa.array([], wanted)
     if ids.null_count:
@@ -109,7 +111,7 @@ def to_id(value: Any, id_type: str) -> int | str:
     """`value` as an id of the version. Raises InputError where it cannot be one."""
     if id_type == TEXT:
         return str(value)
-    if isinstance(value, bool) or not _WHOLE.fullmatch(str(value).strip()):
+    if isinstance(value, bool) or not _WHOLE.fullmatch(str(value)):
         raise InputError(f"ids of this index are whole numbers, not {value!r}")
     number = int(value)
     if number not in NUMBERS[id_type]:

@@ -331,4 +331,4 @@ def test_the_table_of_types_is_true(name: str) -> None:
 
 def test_the_reserved_names_are_documented() -> None:
     text = (Path(__file__).parents[2] / "docs/input.md").read_text()
-    assert all(f"`{name}`" in text.split("### Names")[1] for name in RESERVED)
+    assert all(f"`{name}`" in text.split("### Names\n")[1] for name in RESERVED)

@@ -142,6 +142,25 @@ def test_a_run_killed_between_its_version_and_current_is_finished_not_repeated(
     assert (index.current(), index.versions()) == (2, [first.version, 2])
 
 
+def test_a_version_that_lost_files_is_not_taken_for_the_run_as_it_is_now(index: Index) -> None:
+    publish(index, "a", finished(index, "a"))
+    plan = finished(index, "b")
+    publish(index, "b", plan, append=True)
+    index.storage.delete("runs/b/published")
+    receipt = receipt_of("b", 1)
+    again = receipt.files[0].model_copy(update={"path": "data/b/part-1-again.parquet"})
+    index.storage.write(again.path, b"data")
+    Ledger(index.storage, "runs/b").forget(1)
+    Ledger(index.storage, "runs/b").commit(receipt.model_copy(update={"files": (again,)}))
+    with pytest.raises(IntegrityError, match="published as version 2, whose files are not those"):
+        publish(index, "b", plan, append=True)
+    index.rollback(1)
+    manifest = publish(index, "b", plan, append=True)
+    assert manifest.version == 3
+    assert again in manifest.files
+    assert manifest.rows == 2 * FRAGMENTS * ROWS
+
+
 def test_progress_without_a_terminal_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with RunProgress("encode r", fragments=10, done=4) as progress:
         progress.add(receipt_of("r", 4, rejected=1))

@@ -145,7 +145,8 @@ def delete(index: Index, features: Path) -> None:
 
 
 def compact_all(index: Index, features: Path) -> None:
-    with suppress(ConflictError):
+    # Another version came first; or without a grace period, what it reads was dropped.
+    with suppress(ConflictError, NotFoundError):
         compact(index, target_rows=200)
 
 

@@ -142,5 +142,5 @@ def test_a_cache_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("DQ_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(StorageRefusedError, match=r"file/cache/.*DQ_CACHE.*Not a directory; check"):
+    with pytest.raises(StorageRefusedError, match=r"DQ_CACHE=.*file/cache.*Not a directory; check"):
         load_backbone(BackboneSettings())

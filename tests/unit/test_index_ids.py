@@ -161,7 +161,7 @@ def alive(index: Index) -> list[int]:
 def test_deleting_and_compacting(copy: Index) -> None:
     with pytest.raises(NotFoundError, match=str(BIG + 1)):
         delete_ids(copy, [BIG + 1])
-    delete_ids(copy, [str(BIG), IDS[0], IDS[-1]])
+    delete_ids(copy, [BIG, IDS[0], IDS[-1]])
     kept = [id for id in IDS if id not in (BIG, IDS[0], IDS[-1])]
     assert [
         i for _, ids in live_ids(copy.storage, copy.manifest()) for i in ids.to_pylist()

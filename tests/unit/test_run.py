@@ -87,7 +87,7 @@ class TestRequest:
 
     def test_a_damaged_record_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text('{"seed": ')
-        with pytest.raises(IntegrityError, match=r"run\.json is not JSON"):
+        with pytest.raises(IntegrityError, match=r"run\.json is not a JSON object"):
             Run(Storage(str(tmp_path))).check(Asked(seed=1))
 
     def test_a_long_value_is_cut(self) -> None:

@@ -36,7 +36,8 @@ manifest = index.manifest()
 units = (Unit(f"{n}" * 60) for n in range(10**6))
 
 def matrix():
-    mapped(node_folder("x") / "m.npy", (500_000,), "float32", lambda: [(slice(None), 1.0)])
+    with node_folder("x") as folder:
+        mapped(folder / "m.npy", (500_000,), "float32", lambda: [(slice(None), 1.0)])
 
 def needy(what):
     match what:

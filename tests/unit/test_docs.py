@@ -22,7 +22,9 @@ WITH_LINKS = [
     REPO / "deploy/helm/dq-cluster/README.md",
 ]
 # Pages that docs/generate.py takes from elsewhere in the repository.
-GENERATED = {"changelog.md", "contributing.md", "security.md", "benchmarks.md", "reference/chart.md"}
+GENERATED = {
+    "changelog.md", "contributing.md", "security.md", "benchmarks.md", "reference/chart.md",
+}  # fmt: skip
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 

@@ -11,7 +11,7 @@ test: $(VENV)/.installed .tools/.installed  ## everything but the tests marked s
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 coverage: $(VENV)/.installed  ## lines that tests/unit runs; details in build/coverage/index.html
-	$(BIN)/python -m pytest -q tests/unit --cov --cov-report=term \
+	$(BIN)/python -m pytest -q tests/unit -m "not slow and not gpu" --cov --cov-report=term \
 	  --cov-report=markdown:build/coverage.md --cov-report=html:build/coverage
 
 docs: $(VENV)/.docs  ## the documentation as a website, in build/site

@@ -125,7 +125,7 @@ def _summary(
     if any(row.training for row in rows):
         sentences.append(
             "Training ends with this variance of the embedding, which has unit length, and this "
-            "many words per sub-space in use (perplexity)."
+            "many centroids per sub-space in use (perplexity)."
         )
     missing = [int((~labelled(side)).sum()) for side in (query_labels, labels)]
     if any(missing):

@@ -32,7 +32,7 @@ def manifold(reconstruction: Tensor, neighbours: Tensor, weights: Tensor) -> Ten
 
 
 def quantization(embedding: Tensor, quantized: Tensor) -> Tensor:
-    """Mean squared distance from embeddings to the words they are coded as."""
+    """Mean squared distance from embeddings to the centroids they are coded as."""
     return (embedding - quantized).square().sum(1).mean()
 
 

@@ -22,7 +22,7 @@ from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import read_card, read_tensors
 from dq_cluster.index.tombstones import deleted_ordinals
 from dq_cluster.search import faiss_index
-from dq_cluster.search.exact import ExactScores, Words
+from dq_cluster.search.exact import Centroids, ExactScores
 from dq_cluster.search.gpu import Lists
 from dq_cluster.search.merge import MISSING, best
 from dq_cluster.search.placement import Shard, plan_shards
@@ -58,7 +58,7 @@ class Searcher:
     ) -> None:
         self.geometry = geometry
         self.codebooks = codebooks
-        self.words = Words(codebooks, geometry)
+        self.centroids = Centroids(codebooks, geometry)
         self.base = base
         self.simd = faiss_index.choose_simd(geometry)
         self.codes = codes
@@ -203,7 +203,7 @@ class Searcher:
                 # Fast-scan leaves out codes of the lowest inner product that it can express.
                 labels = np.tile(np.arange(depth), (len(pending), 1))
             worst = found[:, -1] if self.geometry.metric == "ip" else -found[:, -1]
-            exact = ExactScores(asked, self.words)
+            exact = ExactScores(asked, self.centroids)
             slack = self._slack(asked, exact, rounded=scan is not self._lists)
             scored = np.where(labels == MISSING, np.float32(-np.inf), exact.of(codes, labels))
             order = best(scored, labels, k)
@@ -225,7 +225,7 @@ class Searcher:
         """What the code of a row stands for: (dim,) float32."""
         row = ordinal - self.base
         code = self.codes[row - np.searchsorted(self._deleted, row)]
-        return self.words.of(code).astype(np.float32)
+        return self.centroids.of(code).astype(np.float32)
 
     def _slack(self, queries: np.ndarray, exact: ExactScores, *, rounded: bool) -> np.ndarray:
         """By how much (n,) faiss may rate a code below its score, at most.
@@ -233,7 +233,7 @@ class Searcher:
         rounded: whether by fast-scan's tables, where such codes have them.
         """
         length = np.linalg.norm(queries.astype(np.float64), axis=1)
-        slack = _ROUNDING * (length + self.words.longest) ** 2
+        slack = _ROUNDING * (length + self.centroids.longest) ** 2
         if rounded and faiss_index.scans_fast(self.geometry):
             # Fast-scan rounds its tables to 255 steps over the span of the widest one: each of
             # the m terms is off by at most half a step.

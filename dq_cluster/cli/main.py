@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
     except BaseException as error:
         failure = explain(error)
     with contextlib.suppress(OSError):  # the reader has gone
-        # Who interrupts is told so by `cli.signals`.
+        # `cli.signals` reports interrupts.
         said = failure.status == INTERRUPTED
         emit_error(failure.message, failure.kind, as_json=as_json, said=said)
     return failure.status

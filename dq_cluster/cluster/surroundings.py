@@ -1,5 +1,5 @@
-"""What Ray needs of the machine before it starts: found out first, because Ray answers with a stack
-or does not answer at all."""
+"""What Ray needs from the machine, checked before Ray starts: without it Ray fails with a stack
+trace, or hangs."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The comparison of methods on a pile of one's own: features in, a table and a report out."""
+"""The comparison of methods on your own features: a table, and a report."""
 
 import logging
 import time

@@ -29,7 +29,7 @@ class CompareSettings(Settings):
     """database, queries: URIs of features with a `label` column; feature_column: of both.
     methods: of `METHODS` and `ABLATIONS`. bits, seeds: every method runs at each length with each
     seed. model: DeepQuan's other settings. report: folder for report.html and report.md, if
-    wanted; it also keeps the rows measured so far, with which a repeated command goes on."""
+    wanted; it also keeps the rows measured so far, with which a repeated command continues."""
 
     database: Location
     queries: Location

@@ -1,4 +1,4 @@
-"""Measuring a version of an index: what its codes find against what exact search finds."""
+"""Measuring a version of an index: search by its codes, compared with exact search."""
 
 from typing import Any
 
@@ -43,8 +43,8 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
         open_features(uri, settings.feature_column, ids=settings.id_column)
         for uri in (settings.queries, settings.database)
     )
-    for pile in (queries, database):
-        pile.check_dim(card.feature_dim, f"model {card.digest[:12]}")
+    for dataset in (queries, database):
+        dataset.check_dim(card.feature_dim, f"model {card.digest[:12]}")
     asked = min(queries.rows, settings.max_queries)
     features = queries.read(0, asked).astype(np.float32)
     k = min(settings.k, database.rows)

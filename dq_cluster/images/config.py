@@ -26,7 +26,7 @@ class ImageLimits(Settings):
 
 
 class SourceSettings(Settings):
-    """A pile of images, or of features, at `uri` (a local path or `s3://`).
+    """A collection of images, or of features, at `uri` (a local path or `s3://`).
 
     folder: image files; the id is the path below `uri`, `label` the folder an image lies in.
     parquet: files with an `image_column` of encoded bytes. webdataset: tars; the id is the key.

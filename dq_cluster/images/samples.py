@@ -1,8 +1,7 @@
-"""Samples of any depth and kind become 8 bits of grey, RGB, or CMYK, with nothing to see through.
+"""Samples of any depth and kind become 8 bits of grey, RGB, or CMYK, without transparency.
 
-Where a file says what its samples mean, that holds: the whole range of 8, 12, or 16 bits, however
-little of it a picture uses. For floats, signed numbers, and 32 bits there is no such rule, and
-`open_ended` is ours.
+Unsigned samples of up to 16 bits use the whole range of their depth, however little of it a picture
+uses. For floats, signed numbers, and 32 bits there is no such rule; `open_ended` is ours.
 """
 
 import numpy as np

@@ -83,7 +83,7 @@ def row_files(storage: Storage, skipped: Skipped, *, arrays: bool) -> Iterator[F
 def split_uri(uri: str) -> tuple[Storage, str]:
     """The folder to list and "", or the folder of a single file of rows and its name.
 
-    Spark names its folders like files: `pile.parquet/part-00000.parquet`.
+    Spark names its folders like files: `images.parquet/part-00000.parquet`.
     """
     storage = Storage(uri)
     if not uri.lower().endswith((*SUFFIXES, ARRAY)):
@@ -96,7 +96,7 @@ def split_uri(uri: str) -> tuple[Storage, str]:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether the file is at fault, and not the road to it or a lack of memory.
+    """Whether the file itself is damaged, and not its access or a lack of memory the cause.
 
     Arrow reports damage, too, as OSError; a filesystem's has a number, a cause, or a kind.
     """

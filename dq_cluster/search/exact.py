@@ -2,8 +2,8 @@
 
 It is the inner product of the query with what the code stands for, or minus the squared distance
 to it, in double precision, rounded to float32. The dimensions of a sub-space are added up in
-order, then the sub-spaces, by single IEEE operations: a matrix product would be faster, but adds
-up as it likes.
+order, then the sub-spaces, by single IEEE operations: a matrix product would be faster, but its
+order of addition is not defined.
 """
 
 from collections.abc import Iterable

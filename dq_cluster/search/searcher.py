@@ -1,11 +1,11 @@
 """One shard in one process: codes in a faiss index, searched exactly.
 
-faiss finds quickly which codes are near. Which of them win is decided by the exact score of a
-code (see `search.exact`); equal scores go by ordinal. faiss' own scores differ from it by float
+faiss finds candidates quickly. The exact score of a code (see `search.exact`) decides which of
+them are the results; equal scores go by ordinal. faiss' own scores differ from it by float
 rounding and, for 4-bit fast-scan, by the quantization of its look-up tables (André et al.,
-"Quicker ADC", 2019). Both errors are bounded, so a search goes deeper until no code outside of
-what faiss returned can still win. That makes merged shards equal to one index, and spares
-fast-scan its loss.
+"Quicker ADC", 2019). Both errors are bounded, so a search takes more candidates
+until no other code can be among the results. So merged shards equal one index, and fast-scan
+loses no accuracy.
 """
 
 from concurrent.futures import ThreadPoolExecutor

@@ -11,7 +11,7 @@ RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class ElasticWorkers(Settings):
-    """Train with as many workers as the cluster has room for, between `min` and `max`."""
+    """Train with as many workers as the cluster has resources for, between `min` and `max`."""
 
     min: int = Field(gt=0)
     max: int = Field(gt=0)

@@ -32,7 +32,7 @@ def _deadly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before and after have not."""
     path = install(tmp_path_factory.mktemp("deadly") / "path")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", path)
+        patch.setenv("PYTHONPATH", path, prepend=os.pathsep)
         _stop_fork_server()
         yield
     _stop_fork_server()

@@ -8,46 +8,41 @@
 """
 
 import asyncio
-import base64
+import functools
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-import httpx
 import numpy as np
 
-from dq_cluster import errors
 from dq_cluster.config import validate_settings
-from dq_cluster.errors import DqError, StorageError
+from dq_cluster.errors import InputError, NotFoundError
 from dq_cluster.serve.api import (
-    CoverageError,
     IndexInfo,
-    SearchRequest,
     SearchResponse,
     VersionInfo,
     parse_request,
 )
 from dq_cluster.serve.config import ServeSettings
-from dq_cluster.serve.security import AuthenticationError, LimitError
+from dq_cluster.serve.remote import LOAD_S, RemoteService
+from dq_cluster.serve.service import Service
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Vectors = np.ndarray | Sequence[float] | Sequence[Sequence[float]]
-
-
-class _Service(Protocol):
-    async def search(self, request: SearchRequest) -> SearchResponse: ...
-    async def info(self) -> IndexInfo: ...
-    async def versions(self) -> list[VersionInfo]: ...
-    async def refresh(self, version: int | None) -> IndexInfo: ...
 
 
 class AsyncClient:
     """Coroutines over `target`: the URL of an API, or an index (a folder or s3://).
 
-    api_key: for a URL. version: for an index, which version to search (default: the current
-    one). Raises NotFoundError and IntegrityError for an index that cannot be loaded.
+    api_key: for a URL. version: for an index only, which version to search (default: the current
+    one). timeout_s: how long a URL may take to answer; a search with a longer timeout_ms, and
+    refresh, may take longer. trust_env: go through the proxy that the environment names
+    (http_proxy, https_proxy, all_proxy, no_proxy); a target on this machine is asked directly.
+    Raises NotFoundError and IntegrityError for an index that cannot be loaded, InputError for a
+    URL that is none, and ConfigError for a proxy that cannot be used.
     """
 
     def __init__(
@@ -57,13 +52,18 @@ class AsyncClient:
         api_key: str | None = None,
         version: int | None = None,
         timeout_s: float = 30.0,
+        trust_env: bool = True,
     ) -> None:
-        self._http: httpx.AsyncClient | None = None
-        self._service: _Service
-        if str(target).startswith(("http://", "https://")):
-            headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-            self._http = httpx.AsyncClient(base_url=str(target), headers=headers, timeout=timeout_s)
-            self._service = _Remote(self._http)
+        self._remote: RemoteService | None = None
+        self._service: Service
+        if str(target).lower().startswith(("http://", "https://")):
+            if version is not None:
+                raise InputError(
+                    f"version {version}: a service answers from the version that it serves; leave "
+                    "it out, or have the service switch with refresh"
+                )
+            self._remote = RemoteService(str(target), api_key, timeout_s, trust_env)
+            self._service = self._remote
         else:
             from dq_cluster.serve.local import LocalService
 
@@ -90,16 +90,16 @@ class AsyncClient:
         """The nearest images to one subject, or to each of several; see SearchRequest.
 
         `image` is an encoded image or a file of one. Raises InputError, NotFoundError for an
-        unknown id, and CoverageError where less than `min_coverage` of the index answered.
+        unknown id and an absent file, UnavailableError where the service does not answer, and
+        CoverageError where less than `min_coverage` of the index answered.
         """
-        data = image.read_bytes() if isinstance(image, Path) else image
         given = {
             "vector": _plain(vector),
             "vectors": _plain(vectors),
             "embedding": _plain(embedding),
             "embeddings": _plain(embeddings),
             "id": id,
-            "image": None if data is None else base64.b64encode(data),
+            "image": _read(image) if isinstance(image, Path) else image,
             "k": k,
             "nprobe": nprobe,
             "k_factor": k_factor,
@@ -119,16 +119,20 @@ class AsyncClient:
         """Every version of the index."""
         return await self._service.versions()
 
-    async def refresh(self, version: int | None = None) -> IndexInfo:
+    async def refresh(self, version: int | None = None, *, timeout_s: float = LOAD_S) -> IndexInfo:
         """Search `version` from now on, by default the index's current one.
 
-        Raises NotFoundError, or IntegrityError where the version was refused.
+        timeout_s: how long a URL may take. A service that was given up goes on loading, and says
+        with `info` when it has switched. Raises NotFoundError, IntegrityError where the version
+        was refused, and StorageError or UnavailableError where it may be asked again.
         """
+        if self._remote is not None:
+            return await self._remote.refresh(version, timeout_s)
         return await self._service.refresh(version)
 
     async def close(self) -> None:
-        if self._http is not None:
-            await self._http.aclose()
+        if self._remote is not None:
+            await self._remote.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,6 +146,18 @@ class AsyncClient:
         await self.close()
 
 
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Client", P], T]:
+    """The method of Client that waits for this one of AsyncClient."""
+
+    @functools.wraps(method)
+    def call(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(method(self._client, *args, **kwargs))
+
+    return call
+
+
 class Client:
     """What AsyncClient does, without coroutines. Safe to use from several threads."""
 
@@ -152,27 +168,19 @@ class Client:
         api_key: str | None = None,
         version: int | None = None,
         timeout_s: float = 30.0,
+        trust_env: bool = True,
     ) -> None:
-        self._client = AsyncClient(target, api_key=api_key, version=version, timeout_s=timeout_s)
+        self._client = AsyncClient(
+            target, api_key=api_key, version=version, timeout_s=timeout_s, trust_env=trust_env
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def search(self, **asked: Any) -> SearchResponse:
-        """See AsyncClient.search."""
-        return self._run(self._client.search(**asked))
-
-    def info(self) -> IndexInfo:
-        """The version that is searched."""
-        return self._run(self._client.info())
-
-    def versions(self) -> list[VersionInfo]:
-        """Every version of the index."""
-        return self._run(self._client.versions())
-
-    def refresh(self, version: int | None = None) -> IndexInfo:
-        """See AsyncClient.refresh."""
-        return self._run(self._client.refresh(version))
+    search = _blocking(AsyncClient.search)
+    info = _blocking(AsyncClient.info)
+    versions = _blocking(AsyncClient.versions)
+    refresh = _blocking(AsyncClient.refresh)
 
     def close(self) -> None:
         if not self._loop.is_closed():
@@ -196,57 +204,13 @@ class Client:
         self.close()
 
 
-class _Remote:
-    """The service behind a URL."""
-
-    def __init__(self, http: httpx.AsyncClient) -> None:
-        self._http = http
-
-    async def search(self, request: SearchRequest) -> SearchResponse:
-        body = request.model_dump_json(exclude_unset=True)
-        answer = await self._send("POST", "/v1/search", body)
-        return SearchResponse.model_validate_json(answer)
-
-    async def info(self) -> IndexInfo:
-        return IndexInfo.model_validate_json(await self._send("GET", "/v1/index"))
-
-    async def versions(self) -> list[VersionInfo]:
-        answer = httpx.Response(200, content=await self._send("GET", "/v1/index/versions"))
-        return [VersionInfo.model_validate(each) for each in answer.json()]
-
-    async def refresh(self, version: int | None) -> IndexInfo:
-        body = "{}" if version is None else f'{{"version": {version}}}'
-        return IndexInfo.model_validate_json(await self._send("POST", "/v1/index/refresh", body))
-
-    async def _send(self, method: str, path: str, body: str | None = None) -> bytes:
-        try:
-            answer = await self._http.request(
-                method, path, content=body, headers={"Content-Type": "application/json"}
-            )
-        except httpx.HTTPError as error:
-            raise StorageError(
-                f"{self._http.base_url} does not answer: {error or type(error).__name__}"
-            ) from error
-        if answer.is_success:
-            return answer.content
-        raise _error(answer)
-
-
-def _error(answer: httpx.Response) -> DqError:
-    """The exception that the service raised."""
+def _read(image: Path) -> bytes:
     try:
-        body = answer.json()
-        message, kind = str(body["error"]), str(body["kind"])
-    except (ValueError, KeyError, TypeError):
-        return DqError(f"{answer.url} answered {answer.status_code}: {answer.text[:200]}")
-    if kind == CoverageError.__name__:
-        return CoverageError(message, SearchResponse.model_validate(body["response"]))
-    known: dict[str, type[DqError]] = {
-        each.__name__: each
-        for each in (*vars(errors).values(), AuthenticationError, LimitError)
-        if isinstance(each, type) and issubclass(each, DqError)
-    }
-    return known.get(kind, DqError)(message)
+        return image.read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(f"image {image} does not exist") from None
+    except OSError as error:
+        raise InputError(f"image {image} cannot be read: {error.strerror}") from None
 
 
 def _plain(vectors: Vectors | None) -> Any:

@@ -37,6 +37,14 @@ class StorageError(DqError):
     """Storage refused or failed an operation (permission, network, full disk)."""
 
 
+class UnavailableError(DqError):
+    """A service, or a part of one, does not answer; it may, when asked again later."""
+
+
+class DoesNotFitError(DqError):
+    """A version needs more memory than the replica may use; nothing was loaded."""
+
+
 class StorageRefusedError(UserError):
     """Storage denies access, or the place named cannot be written."""
 

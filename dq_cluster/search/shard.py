@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dq_cluster.errors import DqError, IntegrityError
+from dq_cluster.errors import DoesNotFitError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
@@ -25,10 +25,6 @@ from dq_cluster.storage import translated
 
 _GPU_LABEL_BYTES = 4
 _GPU_WORK_BYTES = 1536 << 20  # what faiss takes of a GPU for its own work
-
-
-class DoesNotFitError(DqError):
-    """A version needs more memory than the replica may use; nothing was loaded."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """What is asked and answered, over every surface: HTTP, gRPC, Python, local or remote."""
 
+import base64
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import (
-    Base64Bytes,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
+    PlainSerializer,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -17,6 +20,24 @@ from dq_cluster.errors import DqError, InputError
 from dq_cluster.serve.config import MAX_K_FACTOR, Limits
 
 Vector = list[FiniteFloat]
+
+
+def _from_base64(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except ValueError as error:
+        raise ValueError(f"not base64: {error}") from None
+
+
+# Bytes in Python, base64 in JSON.
+EncodedImage = Annotated[
+    bytes,
+    BeforeValidator(_from_base64),
+    PlainSerializer(lambda data: base64.b64encode(data).decode(), when_used="json"),
+    WithJsonSchema({"type": "string", "format": "base64"}),
+]
 _SUBJECTS = ("vector", "vectors", "embedding", "embeddings", "id", "image")
 
 
@@ -38,7 +59,7 @@ class SearchRequest(BaseModel):
     embedding: Vector | None = None
     embeddings: list[Vector] | None = Field(None, min_length=1)
     id: int | str | None = None
-    image: Base64Bytes | None = None
+    image: EncodedImage | None = None
     k: int = Field(10, ge=1)
     nprobe: int | None = Field(None, ge=0)
     k_factor: int | None = Field(None, ge=1, le=MAX_K_FACTOR)
@@ -58,11 +79,18 @@ class SearchRequest(BaseModel):
     def subject(self) -> list[str]:
         return [name for name in _SUBJECTS if getattr(self, name) is not None]
 
-    def check(self, limits: Limits) -> None:
-        """Raise InputError where the request asks for more than it may."""
+    @property
+    def queries(self) -> int:
+        return len(self.vectors or self.embeddings or (1,))
+
+    def check(self, limits: Limits, k_factor: int) -> None:
+        """Raise InputError where the request asks for more than it may.
+
+        k_factor: the one that the search will use.
+        """
         asked = {
             "k": (self.k, limits.max_k),
-            "queries": (len(self.vectors or self.embeddings or ()), limits.max_batch),
+            "queries": (self.queries, limits.max_batch),
             "timeout_ms": (self.timeout_ms or 0, limits.max_timeout_ms),
         }
         for name, (value, most) in asked.items():
@@ -70,6 +98,13 @@ class SearchRequest(BaseModel):
                 raise InputError(
                     f"{name} {value} is more than the {most} that one request may ask for"
                 )
+        candidates = self.queries * self.k * k_factor
+        if candidates > limits.max_candidates:
+            raise InputError(
+                f"{self.queries} queries × k {self.k} × k_factor {k_factor} are {candidates:,} "
+                f"candidates, more than the {limits.max_candidates:,} that one request may ask "
+                "for (limits.max_candidates); ask for fewer queries at once, or lower k or k_factor"
+            )
 
 
 def parse_request(values: dict[str, Any] | bytes) -> SearchRequest:

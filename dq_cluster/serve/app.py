@@ -3,6 +3,7 @@
 `build` is the import path that `serve deploy` and the Helm chart name.
 """
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray.serve.schema import LoggingConfig
 from dq_cluster.config import validate_settings
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.keeper import VersionKeeper
+from dq_cluster.serve.memory import ClusterMemory
 from dq_cluster.serve.replica import KEEPER, ShardReplica
 from dq_cluster.serve.router import Router
 
@@ -41,7 +43,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     ]
     versions = serve.deployment(
         VersionKeeper, name=KEEPER, ray_actor_options={"num_cpus": 0}, **_COMMON
-    ).bind(settings, shards)
+    ).bind(settings, shards, ClusterMemory(uuid.uuid4().hex))
     return serve.deployment(
         Router,
         name="Router",

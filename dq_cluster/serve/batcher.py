@@ -6,11 +6,13 @@ So a single client pays nothing, many clients share the cost of asking the shard
 that hangs does not hold up the queries behind it.
 
 Callers that were just answered tend to ask again at once. A batch waits a little for as many as
-there lately were, or it would start with the quickest two and leave the others to wait for those.
+there lately were of its kind, or it would start with the quickest two and leave the others to wait
+for those.
 """
 
 import asyncio
 import contextvars
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -23,6 +25,7 @@ _PATIENCE_S = 0.1
 # A nap is as short as this only while the event loop has nothing to do. While it answers callers
 # and takes in what they ask next, which can cost more than a search, it lasts as long as that.
 _NAPS, _NAP_S = 8, 0.00025
+_KINDS = 64  # of queries, whose number of callers is remembered
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,17 @@ class _Caller(Generic[R]):
 
 
 class Batcher(Generic[K, R]):
-    """Runs `work(key, vectors)` with the vectors of several callers that have equal keys."""
+    """Runs `work(key, vectors)` with the vectors of several callers that have equal keys.
 
-    def __init__(self, work: Callable[[K, np.ndarray], Awaitable[R]], most: int) -> None:
+    most: vectors of a batch of this key; more only where a single caller has more.
+    """
+
+    def __init__(
+        self, work: Callable[[K, np.ndarray], Awaitable[R]], most: Callable[[K], int]
+    ) -> None:
         self._work = work
         self._most = most
-        self._expected = 1  # callers
+        self._expected: OrderedDict[K, int] = OrderedDict()  # callers, where more than one
         self._waiting: dict[K, list[_Caller[R]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -63,15 +71,24 @@ class Batcher(Generic[K, R]):
             # In the context of its first query, so that logs and traces do not name an older one.
             task = self._spawn(self._run_batch(key, batch), batch[0].context)
             await asyncio.wait({task}, timeout=_PATIENCE_S)
-            self._expected = len(batch) + len(self._waiting[key])
+            self._expect(key, len(batch) + len(self._waiting[key]))
         del self._waiting[key]
+
+    def _expect(self, key: K, callers: int) -> None:
+        """Remember it for the next batch; forget the kind that was not asked for the longest."""
+        self._expected.pop(key, None)
+        if callers > 1:
+            self._expected[key] = callers
+        if len(self._expected) > _KINDS:
+            self._expected.popitem(last=False)
 
     async def _gather(self, key: K) -> None:
         """Give the callers that are expected, or as many as fit a batch, a moment to come."""
+        expected, most = self._expected.get(key, 1), self._most(key)
         for _ in range(_NAPS):
             waiting = self._waiting[key]
             vectors = sum(len(caller.vectors) for caller in waiting)
-            if len(waiting) >= self._expected or vectors >= self._most:
+            if len(waiting) >= expected or vectors >= most:
                 return
             await asyncio.sleep(_NAP_S)
 
@@ -100,9 +117,9 @@ class Batcher(Generic[K, R]):
 
     def _take(self, key: K) -> list[_Caller[R]]:
         """Remove from the queue as many callers as fit one batch, at least one."""
-        waiting = self._waiting[key]
+        waiting, most = self._waiting[key], self._most(key)
         count, rows = 1, len(waiting[0].vectors)
-        while count < len(waiting) and rows + len(waiting[count].vectors) <= self._most:
+        while count < len(waiting) and rows + len(waiting[count].vectors) <= most:
             rows += len(waiting[count].vectors)
             count += 1
         self._waiting[key] = waiting[count:]

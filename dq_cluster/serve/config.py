@@ -8,10 +8,14 @@ MAX_K_FACTOR = 100
 
 
 class Limits(Settings):
-    """What one request may ask for. Bytes are of the request body, pixels of a decoded image."""
+    """What one request may ask for. Bytes are of the request body, pixels of a decoded image.
+
+    max_candidates: queries × k × k_factor, the rows that each shard may have to send.
+    """
 
     max_k: int = Field(default=1000, ge=1)
     max_batch: int = Field(default=256, ge=1)
+    max_candidates: int = Field(default=1 << 20, ge=1)
     max_body_bytes: int = Field(default=32 << 20, ge=1024)
     max_pixels: int = Field(default=50_000_000, ge=1)
     max_timeout_ms: int = Field(default=10_000, ge=1)

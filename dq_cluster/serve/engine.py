@@ -4,121 +4,45 @@ The router runs it against Serve's replicas, the local client against shards in 
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
 
-from dq_cluster.errors import InputError, NotFoundError
-from dq_cluster.images.config import ImageLimits
-from dq_cluster.images.decode import decode_image
-from dq_cluster.images.guard import ChildDecoderPool
+from dq_cluster.errors import InputError, NotFoundError, UnavailableError
 from dq_cluster.images.thumbnail import thumbnail
-from dq_cluster.index.catalog import Index
-from dq_cluster.index.codefile import row_schema
 from dq_cluster.index.ids import to_id
-from dq_cluster.index.manifest import Manifest
 from dq_cluster.observe.metrics import STEP_SECONDS
 from dq_cluster.observe.tracing import trace_headers
 from dq_cluster.search.filters import Filter, parse_filter
-from dq_cluster.search.placement import Shard, plan_shards
-from dq_cluster.search.shard import Item, ShardQuery
+from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.api import (
     CoverageError,
     Hit,
-    IndexInfo,
     SearchRequest,
     SearchResponse,
     ShardFailure,
 )
 from dq_cluster.serve.batcher import Batcher
 from dq_cluster.serve.config import ServeSettings
-from dq_cluster.serve.embed import Embedder
 from dq_cluster.serve.fanout import Failure, Fanout
 from dq_cluster.serve.hits import merge_hits
-from dq_cluster.serve.policy import coverage
-
-_DECODERS = 2  # images of queries that are decoded at once
-
-Call = Callable[[int, str, Any], Awaitable[Any]]
-"""call(shard, method, argument): `search` a ShardQuery, or `find` a (version, id)."""
+from dq_cluster.serve.policy import coverage, time_left
+from dq_cluster.serve.served import Served
 
 
-@dataclass(frozen=True, eq=False)
-class Served:
-    """Everything the router knows about the one version that it serves.
+class Shards(Protocol):
+    """Where the shards are. Both calls may raise; after an InputError none is asked again."""
 
-    schema: of the id and the carried columns, which a filter can ask for.
-    """
+    async def search(self, shard: int, query: ShardQuery) -> ShardAnswer | Failure:
+        """The best of `shard` for a batch of queries."""
 
-    manifest: Manifest
-    schema: pa.Schema
-    shards: tuple[Shard, ...]
-    embedder: Embedder
-    limits: ImageLimits
-
-    @classmethod
-    def load(
-        cls,
-        index: Index,
-        version: int,
-        settings: ServeSettings,
-        before: "Served | None" = None,
-        *,
-        apart: bool = False,
-    ) -> "Served":
-        """Read what a router needs of `version`; keep the model of `before` if it is the same.
-
-        apart: decode the images of queries in child processes, where they can do no harm.
-        """
-        manifest = index.manifest(version)
-        limits = ImageLimits(
-            max_bytes=settings.limits.max_body_bytes, max_pixels=settings.limits.max_pixels
-        )
-        if before is not None and before.manifest.model == manifest.model:
-            embedder = before.embedder
-        else:
-            decode = (
-                ChildDecoderPool(limits, _DECODERS)
-                if apart
-                else partial(decode_image, limits=limits)
-            )
-            embedder = Embedder(index.storage, manifest.model, decode)
-        schema = row_schema(index.storage, manifest)
-        shards = plan_shards(manifest.files, settings.shards)
-        return cls(manifest, schema, shards, embedder, limits)
-
-    def k_factor(self, asked: int | None, usual: int) -> int:
-        """How many candidates for each neighbour are re-ranked. Raises InputError."""
-        if self.manifest.geometry.refine_m:
-            return asked or usual
-        if asked is not None and asked > 1:
-            raise InputError(
-                f"version {self.manifest.version} has no second code to re-rank with; leave out "
-                "k_factor, or train a model with refine_bits"
-            )
-        return 1
-
-    def info(self) -> IndexInfo:
-        geometry = self.manifest.geometry
-        return IndexInfo(
-            version=self.manifest.version,
-            model=self.manifest.model,
-            rows=self.manifest.rows - self.manifest.deleted,
-            dim=geometry.dim,
-            feature_dim=self.embedder.card.feature_dim,
-            bits=geometry.code_size * 8,
-            refine_bits=geometry.refine_m * 8,
-            metric=geometry.metric,
-            columns=list(self.manifest.columns),
-            shards=len(self.shards),
-            images=self.embedder.takes_images,
-            evaluation=self.manifest.evaluation,
-        )
+    async def find(self, shard: int, version: int, id: int | str) -> Item | Failure | None:
+        """The row `id`, or None where `shard` does not hold it."""
 
 
 @dataclass(frozen=True)
@@ -149,22 +73,46 @@ class _Found:
 class Engine:
     """Answers searches on one version at a time; `serve` switches it between two queries."""
 
-    def __init__(self, served: Served, settings: ServeSettings, call: Call) -> None:
-        self.served = served
+    def __init__(self, served: Served, settings: ServeSettings, shards: Shards) -> None:
         self.settings = settings
-        self._call = call
+        self._shards = shards
         self._fanout = Fanout(settings.shards)
-        self._batcher: Batcher[_Batch, _Found] = Batcher(self._search, settings.batch)
+        self._queries: Counter[int] = Counter()  # under way, by version
+        self.serve(served)
 
     def serve(self, served: Served) -> None:
         """Answer the queries that come from now on from `served`."""
         self.served = served
+        # What waits in the one before goes on; nothing new keeps its version in memory.
+        self._batcher: Batcher[_Batch, _Found] = Batcher(self._search, self._most)
+
+    def in_use(self) -> frozenset[int]:
+        """The versions that queries are answered from: the served one, and older ones."""
+        return frozenset({self.served.manifest.version, *self._queries})
+
+    @contextlib.contextmanager
+    def _pinned(self) -> Iterator[Served]:
+        """The served version: whatever is switched meanwhile, a query sees this one."""
+        served = self.served
+        version = served.manifest.version
+        self._queries[version] += 1
+        try:
+            yield served
+        finally:
+            self._queries[version] -= 1
+            if not self._queries[version]:
+                del self._queries[version]
 
     async def search(self, request: SearchRequest) -> SearchResponse:
-        """Raises InputError, NotFoundError (of an id), and CoverageError."""
+        """Raises InputError, NotFoundError (of an id), UnavailableError and CoverageError."""
+        with self._pinned() as served:
+            return await self._answer(request, served)
+
+    async def _answer(self, request: SearchRequest, served: Served) -> SearchResponse:
         begin = time.perf_counter()
-        request.check(self.settings.limits)
-        served = self.served  # pinned: whatever is switched meanwhile, this query sees one version
+        batcher = self._batcher
+        k_factor = served.k_factor(request.k_factor, self.settings.k_factor)
+        request.check(self.settings.limits, k_factor)
         unknown = set(request.include) - {"id", *served.manifest.columns}
         if unknown:
             raise InputError(
@@ -174,17 +122,19 @@ class Engine:
         timeout_ms = request.timeout_ms or self.settings.timeout_ms
         kind, vectors = await self._subject(request, served, timeout_ms)
         prepared = time.perf_counter()
+        if request.id is not None:
+            timeout_ms = time_left(timeout_ms, 1e3 * (prepared - begin))
         batch = _Batch(
             served=served,
             k=request.k,
             nprobe=self.settings.nprobe if request.nprobe is None else request.nprobe,
-            k_factor=served.k_factor(request.k_factor, self.settings.k_factor),
+            k_factor=k_factor,
             filter=parse_filter(request.filter, served.schema) if request.filter else None,
             columns=tuple(dict.fromkeys(name for name in request.include if name != "id")),
             timeout_ms=timeout_ms,
             kind=kind,
         )
-        places, found = await self._batcher.run(batch, vectors)
+        places, found = await batcher.run(batch, vectors)
         total = time.perf_counter() - begin
         ms = {"prepare": 1e3 * (prepared - begin), **found.ms}
         ms["queue"] = max(0.0, 1e3 * total - sum(ms.values()))
@@ -212,10 +162,17 @@ class Engine:
     async def picture(self, id: int | str) -> bytes:
         """A small JPEG of the image `id`, read from the `uri` that the index carries.
 
-        Raises NotFoundError for an unknown id and for an image that cannot be read.
+        Raises NotFoundError for an unknown id and for an image that cannot be read, and
+        UnavailableError where the shard that may hold it does not answer.
         """
-        item = await self._find(id, self.served, self.settings.timeout_ms)
-        return await asyncio.to_thread(thumbnail, item.uri, self.served.limits)
+        with self._pinned() as served:
+            item = await self._find(id, served, self.settings.timeout_ms)
+            return await asyncio.to_thread(thumbnail, item.uri, served.limits)
+
+    def _most(self, batch: "_Batch") -> int:
+        """Queries of a batch: what one request may ask for, several together may not exceed."""
+        each = batch.k * batch.k_factor
+        return max(1, min(self.settings.batch, self.settings.limits.max_candidates // each))
 
     async def _subject(
         self, request: SearchRequest, served: Served, timeout_ms: int
@@ -251,18 +208,23 @@ class Engine:
             for number, shard in enumerate(served.shards)
             if any(only.may_match(entry) for entry in shard.files)
         ]
-        argument = (served.manifest.version, wanted)
+        version = served.manifest.version
         answers = await self._fanout.ask_all(
-            lambda shard: self._call(shard, "find", argument),
+            lambda shard: self._shards.find(shard, version, wanted),
             asked,
             time.monotonic() + timeout_ms / 1e3,
+            kind="find",
         )
         for answer in answers:
             if isinstance(answer, Item):
                 return answer
-        failed = [answer for answer in answers if isinstance(answer, Failure)]
-        hint = f" in the shards that answered; {failed[0].reason}" if failed else ""
-        raise NotFoundError(f"version {served.manifest.version} has no id {id!r}{hint}")
+        for number, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Failure):
+                raise UnavailableError(
+                    f"whether version {version} has id {id!r} is not known: shard {number} did "
+                    f"not answer ({answer.reason}); ask again"
+                )
+        raise NotFoundError(f"version {version} has no id {id!r}")
 
     async def _search(self, batch: _Batch, vectors: np.ndarray) -> _Found:
         """Search for all `vectors` (n, d) of a batch."""
@@ -288,9 +250,10 @@ class Engine:
             and (batch.filter is None or any(map(batch.filter.may_match, shard.files)))
         ]
         answers = await self._fanout.ask_all(
-            lambda shard: self._call(shard, "search", query),
+            lambda shard: self._shards.search(shard, query),
             asked,
             time.monotonic() + batch.timeout_ms / 1e3,
+            kind=_kind(batch, len(vectors)),
         )
         clock.append(time.perf_counter())
         for answer in answers:
@@ -316,3 +279,10 @@ class Engine:
             ],
             ms={step: 1e3 * float(seconds) for step, seconds in steps.items()},
         )
+
+
+def _kind(batch: _Batch, queries: int) -> Hashable:
+    """Of searches that take similar times: alike within a factor of eight in all that counts."""
+    filtered = batch.filter is not None
+    sizes = (queries, batch.k * batch.k_factor, batch.nprobe)
+    return ("search", filtered, *((size.bit_length() + 2) // 3 for size in sizes))

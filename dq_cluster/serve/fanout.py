@@ -3,15 +3,19 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from dq_cluster.errors import DqError, InputError
 from dq_cluster.observe.metrics import HEDGES, RETRIES
 from dq_cluster.serve.policy import Attempts, HedgeBudget, Latencies, Step, next_step
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_KINDS = 64  # of questions, whose latencies are remembered
 
 
 @dataclass(frozen=True)
@@ -24,26 +28,51 @@ class Failure:
 
 
 class Fanout:
-    """Remembers how fast each shard usually is. Works within one event loop."""
+    """Remembers how fast each shard usually is. Works within one event loop.
+
+    Each kind of question has latencies of its own: what is quick for one is no measure for another.
+    """
 
     def __init__(self, shards: int) -> None:
-        self._latencies = [Latencies() for _ in range(shards)]
+        self._shards = shards
+        self._latencies: OrderedDict[Hashable, list[Latencies]] = OrderedDict()
         self._budget = HedgeBudget()
-        self._stragglers: set[asyncio.Task[Any]] = set()
+        self._stragglers: set[asyncio.Future[Any]] = set()
 
     async def ask_all(
         self,
-        ask: Callable[[int], Awaitable[Any]],
+        ask: Callable[[int], Awaitable[T]],
         shards: Sequence[int],
         deadline: float,
-    ) -> list[Any]:
-        """One answer or Failure for each of `shards`; `deadline` is of time.monotonic()."""
-        return list(await asyncio.gather(*(self._ask(ask, s, deadline) for s in shards)))
+        kind: Hashable,
+    ) -> list[T | Failure]:
+        """One answer or Failure for each of `shards`; `deadline` is of time.monotonic().
 
-    async def _ask(self, ask: Callable[[int], Awaitable[Any]], shard: int, deadline: float) -> Any:
+        kind: of the question; those of one kind take similar times.
+        """
+        latencies = self._latencies_of(kind)
+        return list(
+            await asyncio.gather(*(self._ask(ask, s, deadline, latencies[s]) for s in shards))
+        )
+
+    def _latencies_of(self, kind: Hashable) -> list[Latencies]:
+        if kind not in self._latencies:
+            self._latencies[kind] = [Latencies() for _ in range(self._shards)]
+        self._latencies.move_to_end(kind)
+        if len(self._latencies) > _KINDS:
+            self._latencies.popitem(last=False)
+        return self._latencies[kind]
+
+    async def _ask(
+        self,
+        ask: Callable[[int], Awaitable[T]],
+        shard: int,
+        deadline: float,
+        latencies: Latencies,
+    ) -> T | Failure:
         begin = time.monotonic()
-        hedge_at = begin + self._latencies[shard].hedge_after()
-        running: set[asyncio.Task[Any]] = {self._send(ask, shard)}
+        hedge_at = begin + latencies.hedge_after()
+        running: set[asyncio.Future[T]] = {self._send(ask, shard)}
         attempts, reason = Attempts(started=1, failed=0, hedged=False), ""
         while True:
             now = time.monotonic()
@@ -69,14 +98,14 @@ class Fanout:
             for task in done:
                 answer = _outcome(task)
                 if not isinstance(answer, Failure):
-                    self._latencies[shard].add(time.monotonic() - begin)
+                    latencies.add(time.monotonic() - begin)
                     return answer
                 if answer.refused:
                     return answer
                 reason = answer.reason
                 attempts = Attempts(attempts.started, attempts.failed + 1, attempts.hedged)
 
-    def _send(self, ask: Callable[[int], Awaitable[Any]], shard: int) -> asyncio.Task[Any]:
+    def _send(self, ask: Callable[[int], Awaitable[T]], shard: int) -> asyncio.Future[T]:
         # A request that lost is not cancelled: while it is open, its replica counts as busy, and
         # Serve sends the next ones to others. That keeps queries away from a replica that hangs.
         self._budget.earn()
@@ -85,13 +114,13 @@ class Fanout:
         task.add_done_callback(self._settled)
         return task
 
-    def _settled(self, task: asyncio.Task[Any]) -> None:
+    def _settled(self, task: asyncio.Future[Any]) -> None:
         self._stragglers.discard(task)
         if not task.cancelled():
             task.exception()  # an answer that came too late may be an error: nobody asks
 
 
-def _outcome(task: asyncio.Task[Any]) -> Any:
+def _outcome(task: "asyncio.Future[T]") -> T | Failure:
     if task.cancelled():
         return Failure("cancelled")
     error = task.exception()

@@ -1,100 +1,82 @@
 """The gRPC surface: messages to and from what the service asks and answers."""
 
-import base64
-from collections.abc import Awaitable, Mapping
-from typing import Any
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
-from dq_cluster.errors import DqError, InputError, NotFoundError, UserError
+from dq_cluster.errors import DqError, InputError
 from dq_cluster.search.operands import EXACT_IN_DOUBLES
 from dq_cluster.serve.api import (
-    CoverageError,
     IndexInfo,
     SearchRequest,
     SearchResponse,
     VersionInfo,
     parse_request,
 )
-from dq_cluster.serve.http import Service, answer
-from dq_cluster.serve.security import AuthenticationError, LimitError
+from dq_cluster.serve.http import answer
+from dq_cluster.serve.service import ServedApi
+from dq_cluster.serve.status import message_of, status_of
 from dq_cluster.v1 import search_pb2 as pb
 
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
 SERVICER = "dq_cluster.v1.search_pb2_grpc.add_SearchServiceServicer_to_server"
 
 
 class GrpcService:
-    """The calls of SearchService, answered by a Service.
+    """The calls of SearchService, answered by a service; an error becomes a status."""
 
-    Errors of ours become a status with their message; anything else is Serve's INTERNAL.
-    """
-
-    def __init__(self, service: Service, hide: str) -> None:
+    def __init__(self, service: ServedApi, hide: str) -> None:
         self._service, self._hide = service, hide
 
     async def search(self, asked: pb.SearchRequest, context: Any) -> pb.SearchResponse:
-        return await self._guarded(context, self._search(asked), pb.SearchResponse())
+        async def work() -> pb.SearchResponse:
+            return response_message(await answer(self._service, request_of(asked)))
+
+        return await self._guarded(context, work, pb.SearchResponse())
 
     async def info(self, context: Any) -> pb.Index:
-        return await self._guarded(context, self._info(), pb.Index())
+        async def work() -> pb.Index:
+            return index_message(await self._service.info())
+
+        return await self._guarded(context, work, pb.Index())
 
     async def versions(self, context: Any) -> pb.ListVersionsResponse:
-        return await self._guarded(context, self._versions(), pb.ListVersionsResponse())
+        async def work() -> pb.ListVersionsResponse:
+            found = await self._service.versions()
+            return pb.ListVersionsResponse(versions=[version_message(each) for each in found])
+
+        return await self._guarded(context, work, pb.ListVersionsResponse())
 
     async def refresh(self, asked: pb.RefreshRequest, context: Any) -> pb.Index:
-        version = asked.version if asked.HasField("version") else None
-        return await self._guarded(context, self._refresh(version), pb.Index())
+        async def work() -> pb.Index:
+            version = asked.version if asked.HasField("version") else None
+            return index_message(await self._service.refresh(version))
 
-    async def _search(self, asked: pb.SearchRequest) -> pb.SearchResponse:
-        return response_message(await answer(self._service, request_of(asked)))
+        return await self._guarded(context, work, pb.Index())
 
-    async def _info(self) -> pb.Index:
-        return index_message(await self._service.info())
-
-    async def _versions(self) -> pb.ListVersionsResponse:
-        found = await self._service.versions()
-        return pb.ListVersionsResponse(versions=[version_message(each) for each in found])
-
-    async def _refresh(self, version: int | None) -> pb.Index:
-        return index_message(await self._service.refresh(version))
-
-    async def _guarded(self, context: Any, work: Awaitable[Any], empty: Message) -> Any:
+    async def _guarded(
+        self, context: Any, work: Callable[[], Coroutine[Any, Any, M]], empty: M
+    ) -> M:
+        """What `work` gives; for an error its status, and `empty`, which gRPC does not send."""
         try:
             metadata = {key.lower(): value for key, value in context.invocation_metadata()}
             self._service.guard.admit(metadata.get("authorization"))
-        except DqError as error:
-            work.close()  # type: ignore[attr-defined]
-            return self._refused(context, error, empty)
-        try:
-            return await work
-        except DqError as error:
-            return self._refused(context, error, empty)
-
-    def _refused(self, context: Any, error: DqError, empty: Message) -> Message:
-        context.set_code(status_of(error))
-        context.set_details(str(error).replace(self._hide, "<index>"))
-        return empty
-
-
-def status_of(error: DqError) -> grpc.StatusCode:
-    """The gRPC status that says what kind of error it is."""
-    match error:
-        case AuthenticationError():
-            return grpc.StatusCode.UNAUTHENTICATED
-        case LimitError():
-            return grpc.StatusCode.RESOURCE_EXHAUSTED
-        case NotFoundError():
-            return grpc.StatusCode.NOT_FOUND
-        case UserError():
-            return grpc.StatusCode.INVALID_ARGUMENT
-        case CoverageError():
-            late = error.response.timed_out
-            return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.UNAVAILABLE
-        case _:
-            return grpc.StatusCode.FAILED_PRECONDITION
+            return await work()
+        except Exception as error:
+            # Serve would send the stack of what is not ours.
+            if not isinstance(error, DqError):
+                logger.exception("internal error in a gRPC call")
+            status = status_of(error)
+            context.set_code(grpc.StatusCode[status.grpc])
+            context.set_details(message_of(error, self._hide))
+            return empty
 
 
 def request_of(asked: pb.SearchRequest) -> SearchRequest:
@@ -107,7 +89,7 @@ def request_of(asked: pb.SearchRequest) -> SearchRequest:
     elif subject == "id":
         values["id"] = getattr(asked.id, asked.id.WhichOneof("id") or "text")
     elif subject == "image":
-        values["image"] = base64.b64encode(asked.image)
+        values["image"] = asked.image
     for name in ("k", "nprobe", "k_factor", "timeout_ms", "min_coverage"):
         if asked.HasField(name):
             values[name] = getattr(asked, name)

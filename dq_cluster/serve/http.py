@@ -1,22 +1,24 @@
 """The HTTP surface over anything that can answer: the router, or an engine in this process."""
 
-import base64
 import json
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from dq_cluster import __version__
-from dq_cluster.errors import DqError, InputError, NotFoundError, UserError
+from dq_cluster.errors import DqError, InputError, UserError
 from dq_cluster.observe.log import request_context
 from dq_cluster.observe.metrics import COVERAGE, QUERIES, QUERY_SECONDS
 from dq_cluster.observe.tracing import span
@@ -28,24 +30,17 @@ from dq_cluster.serve.api import (
     VersionInfo,
     parse_request,
 )
-from dq_cluster.serve.security import AuthenticationError, Guard, LimitError
+from dq_cluster.serve.security import AuthenticationError, LimitError
+from dq_cluster.serve.service import ServedApi, Service
+from dq_cluster.serve.status import INTERNAL, STATUSES, message_of, status_of
 
-
-class Service(Protocol):
-    """What the surfaces need."""
-
-    guard: Guard
-
-    async def search(self, request: SearchRequest) -> SearchResponse: ...
-    async def picture(self, id: int | str) -> bytes: ...
-    async def info(self) -> IndexInfo: ...
-    async def versions(self) -> list[VersionInfo]: ...
-    async def refresh(self, version: int | None) -> IndexInfo: ...
-    async def metrics(self) -> str: ...
+logger = logging.getLogger(__name__)
 
 
 class RefreshRequest(BaseModel):
     """version: what to serve; unset, the index's current version."""
+
+    model_config = ConfigDict(extra="forbid")
 
     version: int | None = None
 
@@ -58,7 +53,7 @@ class ErrorBody(BaseModel):
     response: SearchResponse | None = None
 
 
-def make_api(service: Service, *, max_body_bytes: int, hide: str) -> FastAPI:
+def make_api(service: ServedApi, *, max_body_bytes: int, hide: str) -> FastAPI:
     """The routes over `service`; `hide` (the index's URI) is kept out of every error."""
     api = FastAPI(
         title="dq_cluster",
@@ -74,25 +69,38 @@ def make_api(service: Service, *, max_body_bytes: int, hide: str) -> FastAPI:
 
     guarded: dict[str, Any] = {
         "dependencies": [Depends(admit)],
-        "responses": {code: {"model": ErrorBody} for code in (400, 401, 404, 409, 413, 429)},
+        "responses": {code: {"model": ErrorBody} for code in _CODES},
     }
 
     @api.exception_handler(DqError)
-    async def refused(request: Request, error: DqError) -> Response:
-        body = ErrorBody(error=str(error).replace(hide, "<index>"), kind=type(error).__name__)
+    async def failed(request: Request, error: Exception) -> Response:
+        status = status_of(error)
+        body = ErrorBody(error=message_of(error, hide), kind=type(error).__name__)
         headers = {}
         if isinstance(error, CoverageError):
             body.response = error.response
         if isinstance(error, AuthenticationError):
             headers["WWW-Authenticate"] = "Bearer"
-        if isinstance(error, LimitError) and error.retry_after is not None:
-            headers["Retry-After"] = str(math.ceil(error.retry_after))
-        return Response(
-            body.model_dump_json(exclude_none=True),
-            status_code(error),
-            media_type="application/json",
-            headers=headers,
-        )
+        if status.retry_after_s is not None:
+            headers["Retry-After"] = str(math.ceil(status.retry_after_s))
+        return _refusal(body, status.http, headers)
+
+    @api.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        # Starlette raises it again when this has answered, so that the stack gets into the log.
+        return _refusal(ErrorBody(error=message_of(error, hide), kind="InternalError"), 500)
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        return await failed(request, InputError(f"{where}: {first['msg']}"))
+
+    @api.exception_handler(HTTPException)
+    async def elsewhere(request: Request, error: HTTPException) -> Response:
+        told = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is"
+        headers = dict(error.headers or {})
+        return _refusal(ErrorBody(error=told, kind="HTTPException"), error.status_code, headers)
 
     async def search(request: Request) -> Response:
         """Find the nearest images. JSON, or multipart with a file `image` and other fields."""
@@ -191,21 +199,9 @@ async def answer(service: Service, request: SearchRequest) -> SearchResponse:
         QUERY_SECONDS.observe(time.perf_counter() - begin)
 
 
-def status_code(error: DqError) -> int:
-    """The HTTP status that says what kind of error it is."""
-    match error:
-        case AuthenticationError():
-            return 401
-        case LimitError():
-            return 413 if error.retry_after is None else 429
-        case NotFoundError():
-            return 404
-        case UserError():
-            return 400
-        case CoverageError():
-            return 504 if error.response.timed_out else 503
-        case _:
-            return 409  # a version that was refused; the one being served stays
+def _refusal(body: ErrorBody, code: int, headers: dict[str, str] | None = None) -> Response:
+    text = body.model_dump_json(exclude_none=True)
+    return Response(text, code, media_type="application/json", headers=headers)
 
 
 async def _parse(request: Request, max_body_bytes: int) -> SearchRequest:
@@ -220,7 +216,10 @@ async def _body(request: Request, most: int) -> bytes:
     async for chunk in request.stream():
         size += len(chunk)
         if size > most:
-            raise LimitError(f"the body is larger than this server allows: {most} bytes")
+            raise LimitError(
+                f"the body is larger than the {most:,} bytes that one request may have "
+                "(limits.max_body_bytes)"
+            )
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -238,13 +237,13 @@ async def _form(request: Request, body: bytes) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
-            values[name] = base64.b64encode(await value.read())
+            values[name] = await value.read()
         elif name == "id":
             values[name] = value
         else:
             try:
                 values[name] = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise InputError(f"form field '{name}' is not JSON") from None
     return values
 
@@ -271,4 +270,6 @@ _SEARCH_BODY = {
     },
 }
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
-_PARTIAL: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody}, 504: {"model": ErrorBody}}
+# What any call may be refused with; searches may be too slow besides.
+_CODES = sorted({status.http for status in (*STATUSES.values(), INTERNAL)} | {429})
+_PARTIAL: dict[int | str, dict[str, Any]] = {504: {"model": ErrorBody}}

@@ -1,15 +1,39 @@
 """The same service without a server: every shard in this process."""
 
 import asyncio
-from typing import Any
+from dataclasses import dataclass
 
-from dq_cluster.errors import DqError, IntegrityError
+from dq_cluster.errors import DqError
 from dq_cluster.index.catalog import Index
-from dq_cluster.search.shard import LoadedShard, load_shard
+from dq_cluster.search.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
 from dq_cluster.serve.api import IndexInfo, SearchRequest, SearchResponse, VersionInfo
 from dq_cluster.serve.config import ServeSettings
-from dq_cluster.serve.engine import Engine, Served
+from dq_cluster.serve.engine import Engine
+from dq_cluster.serve.held import Held
 from dq_cluster.serve.security import Guard
+from dq_cluster.serve.served import Served
+from dq_cluster.serve.versions import still_serving
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    served: Served
+    shards: list[LoadedShard]
+
+
+class _LocalShards:
+    """Shards of this process, for the engine."""
+
+    def __init__(self, held: Held[_Loaded]) -> None:
+        self._held = held
+
+    async def search(self, shard: int, query: ShardQuery) -> ShardAnswer:
+        loaded = await self._held.get(query.version)
+        return await asyncio.to_thread(loaded.shards[shard].search, query)
+
+    async def find(self, shard: int, version: int, id: int | str) -> Item | None:
+        loaded = await self._held.get(version)
+        return await asyncio.to_thread(loaded.shards[shard].find, id)
 
 
 class LocalService:
@@ -20,12 +44,17 @@ class LocalService:
         self.guard = Guard(frozenset(), settings.limits)
         self._settings = settings
         self._index = Index.at(settings.index)
-        first = self._index.current() if settings.version is None else settings.version
-        self._held: dict[int, list[LoadedShard]] = {}
-        self._engine = Engine(self._load(first), settings, self._call)
+        version = self._index.current() if settings.version is None else settings.version
+        first = self._load(version)
+        self._held: Held[_Loaded] = Held(self._load, {version: first})
+        self._engine = Engine(first.served, settings, _LocalShards(self._held))
+        self._refreshing = asyncio.Lock()
 
     async def search(self, request: SearchRequest) -> SearchResponse:
-        return await self._engine.search(request)
+        try:
+            return await self._engine.search(request)
+        finally:
+            self._release()
 
     async def picture(self, id: int | str) -> bytes:
         return await self._engine.picture(id)
@@ -34,17 +63,19 @@ class LocalService:
         return self._engine.served.info()
 
     async def versions(self) -> list[VersionInfo]:
-        return list_versions(self._index, self._serving)
+        return await asyncio.to_thread(list_versions, self._index, self._serving)
 
     async def refresh(self, version: int | None) -> IndexInfo:
         """Raises NotFoundError, or IntegrityError saying why a version was refused."""
-        target = self._index.current() if version is None else version
-        self._index.manifest(target)
-        try:
-            served = await asyncio.to_thread(self._load, target)
-        except DqError as error:
-            raise IntegrityError(f"still serving version {self._serving}: {error}") from error
-        self._engine.serve(served)
+        target = await asyncio.to_thread(self._index.current) if version is None else version
+        await asyncio.to_thread(self._index.manifest, target)
+        async with self._refreshing:
+            try:
+                served = (await self._held.get(target)).served
+            except DqError as error:
+                raise still_serving(self._serving, error) from error
+            self._engine.serve(served)
+        self._release()
         return served.info()
 
     async def metrics(self) -> str:
@@ -54,22 +85,20 @@ class LocalService:
     def _serving(self) -> int:
         return self._engine.served.manifest.version
 
-    def _load(self, version: int) -> Served:
-        served = Served.load(self._index, version, self._settings)
-        shards = self._settings.shards
-        allowed = int(self._settings.memory_gb * 1e9)
-        self._held[version] = [
-            load_shard(self._index, version, number, shards, allowed, gpu=self._settings.gpus > 0)
-            for number in range(shards)
-        ]
-        return served
+    def _release(self) -> None:
+        """Forget the versions that no query is answered from; not while another is coming."""
+        if not self._refreshing.locked():
+            self._held.release(self._engine.in_use())
 
-    async def _call(self, shard: int, method: str, argument: Any) -> Any:
-        if method == "search":
-            held = self._held[argument.version][shard]
-            return await asyncio.to_thread(held.search, argument)
-        version, id = argument
-        return await asyncio.to_thread(self._held[version][shard].find, id)
+    def _load(self, version: int) -> _Loaded:
+        served = Served.load(self._index, version, self._settings)
+        allowed, gpu = int(self._settings.memory_gb * 1e9), self._settings.gpus > 0
+        count = self._settings.shards
+        shards = [
+            load_shard(self._index, version, number, count, allowed, gpu=gpu)
+            for number in range(count)
+        ]
+        return _Loaded(served, shards)
 
 
 def list_versions(index: Index, serving: int) -> list[VersionInfo]:

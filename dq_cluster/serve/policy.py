@@ -92,3 +92,12 @@ def coverage(rows: Sequence[int], answered: Sequence[bool]) -> float:
     total = sum(rows)
     searched = sum(n for n, ok in zip(rows, answered, strict=True) if ok)
     return searched / total if total else 1.0
+
+
+def time_left(timeout_ms: int, spent_ms: float) -> int:
+    """What a look-up leaves of a query's deadline, at least 1 ms.
+
+    In eighths of the deadline: queries are searched together only where they have equal ones.
+    """
+    step = max(1, timeout_ms // 8)
+    return max(1, int((timeout_ms - spent_ms) // step) * step)

@@ -5,12 +5,12 @@ import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TypeVar
 
 import faiss
 from ray import serve
 
-from dq_cluster.errors import DqError, InputError, IntegrityError
+from dq_cluster.errors import DqError, InputError, IntegrityError, StorageError
 from dq_cluster.index.catalog import Index
 from dq_cluster.observe.log import configure_logging
 from dq_cluster.observe.metrics import (
@@ -23,9 +23,11 @@ from dq_cluster.observe.tracing import span
 from dq_cluster.search.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.fanout import Failure
+from dq_cluster.serve.held import Held
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 KEEPER = "Versions"  # the name of VersionKeeper's deployment
 
 
@@ -36,8 +38,7 @@ class ShardReplica:
         configure_logging()
         self._settings, self._number = settings, number
         self._index = Index.at(settings.index)
-        self._held: dict[int, LoadedShard] = {}
-        self._loading: dict[int, asyncio.Task[str]] = {}
+        self._held: Held[LoadedShard] = Held(self._read)
         # faiss spreads a batch over the CPUs; a second batch fills what its end leaves idle.
         self._pool = ThreadPoolExecutor(
             2,
@@ -46,39 +47,41 @@ class ShardReplica:
         )
         app = serve.get_replica_context().app_name
         keeper = serve.get_deployment_handle(KEEPER, app)
-        refused = await self.load(await keeper.serving.remote())
-        if refused:
-            raise IntegrityError(refused)
+        loaded, wanted = None, await keeper.serving.remote()
+        while loaded != wanted:  # a switch meanwhile did not reach a replica that only starts
+            refused = await self.load(wanted)
+            if refused:
+                raise refused
+            loaded, wanted = wanted, await keeper.serving.remote()
 
-    async def load(self, version: int) -> str:
-        """Load a version beside those held. Returns why it was refused, or an empty string."""
-        if version in self._held:
-            return ""
-        if version not in self._loading:
-            self._loading[version] = asyncio.ensure_future(self._load(version))
-        return await asyncio.shield(self._loading[version])
+    async def load(self, version: int) -> DqError | None:
+        """Load a version beside those held. Returns why it was refused, or None."""
+        try:
+            await self._held.get(version)
+        except DqError as error:
+            return error
+        return None
 
-    async def _load(self, version: int) -> str:
+    def _read(self, version: int) -> LoadedShard:
+        """Raises StorageError where storage is away, and IntegrityError for any other reason."""
         about = {"shard": self._number, "version": version}
         allowed, gpu = int(self._settings.memory_gb * 1e9), self._settings.gpus > 0
         place = (version, self._number, self._settings.shards)
         try:
             with SHARD_LOAD_SECONDS.time(shard=self._number):
-                shard = await asyncio.to_thread(load_shard, self._index, *place, allowed, gpu=gpu)
+                shard = load_shard(self._index, *place, allowed, gpu=gpu)
         except DqError as error:
             SHARD_LOAD_FAILURES.inc(shard=self._number)
             logger.error("version refused", extra={**about, "why": error})
-            return f"shard {self._number} refused version {version}: {error}"
-        finally:
-            del self._loading[version]
-        self._held[version] = shard
+            kind = StorageError if isinstance(error, StorageError) else IntegrityError
+            raise kind(f"shard {self._number} refused version {version}: {error}") from None
         SHARD_CODES.set(shard.searcher.rows, shard=self._number)
         logger.info("version loaded", extra={**about, "simd": shard.searcher.simd})
-        return ""
+        return shard
 
     async def release(self, keep: frozenset[int]) -> None:
         """Forget every version but those in `keep`."""
-        self._held = {v: shard for v, shard in self._held.items() if v in keep}
+        self._held.release(keep)
 
     async def search(self, query: ShardQuery) -> ShardAnswer | Failure:
         """The shard's best for a batch of queries."""
@@ -86,19 +89,17 @@ class ShardReplica:
         with SHARD_SEARCH_SECONDS.time(shard=self._number), traced:
             return await self._answer(query.version, lambda shard: shard.search(query))
 
-    async def find(self, wanted: tuple[int, int | str]) -> Item | Failure | None:
-        """The row of an id: `wanted` is (version, id)."""
-        version, id = wanted
+    async def find(self, version: int, id: int | str) -> Item | Failure | None:
+        """The row of an id."""
         return await self._answer(version, lambda shard: shard.find(id))
 
-    async def _answer(self, version: int, work: Callable[[LoadedShard], Any]) -> Any:
+    async def _answer(self, version: int, work: Callable[[LoadedShard], T]) -> T | Failure:
         # A replica that started during a switch missed the call to load. While it catches up, the
         # router's second request goes to another one.
-        refused = await self.load(version)
-        if refused:
-            return Failure(refused)
-        shard = self._held[version]
         try:
+            shard = await self._held.get(version)
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, shard)
-        except InputError as error:
-            return Failure(str(error), refused=True)
+        except DqError as error:
+            # It goes to callers, who need not know where the index lies.
+            why = str(error).replace(self._index.storage.uri, "<index>")
+            return Failure(why, refused=isinstance(error, InputError))

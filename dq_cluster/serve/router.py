@@ -3,26 +3,33 @@
 import asyncio
 import logging
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from dq_cluster.errors import IntegrityError
+from dq_cluster.errors import DqError, UnavailableError
 from dq_cluster.index.catalog import Index
 from dq_cluster.observe.log import configure_logging
 from dq_cluster.observe.metrics import INDEX_VERSION
+from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.api import IndexInfo, SearchRequest, SearchResponse, VersionInfo
 from dq_cluster.serve.config import ServeSettings
-from dq_cluster.serve.engine import Engine, Served
+from dq_cluster.serve.engine import Engine
+from dq_cluster.serve.fanout import Failure
 from dq_cluster.serve.grpc import GrpcService
 from dq_cluster.serve.http import make_api
 from dq_cluster.serve.keeper import FOLLOW_S
 from dq_cluster.serve.local import list_versions
 from dq_cluster.serve.security import Guard, read_keys
+from dq_cluster.serve.served import Served
+from dq_cluster.serve.versions import still_serving
 from dq_cluster.v1 import search_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -41,20 +48,14 @@ class Router:
         self._index = Index.at(settings.index)
         self._grpc = GrpcService(self, hide=self._index.storage.uri)
         self._name = uuid.uuid4().hex
-        first = await self._keeper.follow.remote(self._name, None)
-
-        # Plain data both ways: cloudpickle would only cost time, more than a small search does.
-        plain = [
-            shard.options(request_serialization="pickle", response_serialization="pickle")
-            for shard in shards
-        ]
-
-        async def call(shard: int, method: str, argument: Any) -> Any:
-            return await getattr(plain[shard], method).remote(argument)
-
-        served = await asyncio.to_thread(Served.load, self._index, first, settings, apart=True)
-        self._engine = Engine(served, settings, call)
-        INDEX_VERSION.set(first)
+        served = None
+        wanted = await self._keeper.follow.remote(self._name, frozenset())
+        while served is None or wanted != served.manifest.version:
+            served = await self._load(wanted, served)
+            wanted = await self._keeper.follow.remote(self._name, frozenset({wanted}))
+        self._engine = Engine(served, settings, _Replicas(shards))
+        INDEX_VERSION.set(wanted)
+        self._turning: asyncio.Task[None] | None = None
         self._following = asyncio.ensure_future(self._follow_forever())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -92,16 +93,16 @@ class Router:
         return await asyncio.to_thread(list_versions, self._index, self._serving)
 
     async def refresh(self, version: int | None) -> IndexInfo:
-        """Raises NotFoundError, or IntegrityError saying why a version was refused."""
+        """Raises NotFoundError, IntegrityError saying why a version was refused, StorageError and
+        UnavailableError where something that it takes is away."""
         target = await asyncio.to_thread(self._index.current) if version is None else version
+        await asyncio.to_thread(self._index.manifest, target)
         try:
-            served = await self._load(target)
-        except IntegrityError as error:
-            raise IntegrityError(f"still serving version {self._serving}: {error}") from error
-        refused = await self._keeper.switch.remote(target)
-        if refused:
-            raise IntegrityError(f"still serving version {self._serving}: {refused}")
-        await self._serve(served)
+            served = await self._load(target, self._engine.served)
+            await self._switch(target)
+            await self._adopt(served)
+        except DqError as error:
+            raise still_serving(self._serving, error) from error
         return served.info()
 
     async def metrics(self) -> str:
@@ -109,7 +110,7 @@ class Router:
         node = ray.get_runtime_context().get_node_id()
         found = next(each for each in ray.nodes() if each["NodeID"] == node)
         url = f"http://{found['NodeManagerAddress']}:{found['MetricsExportPort']}/metrics"
-        async with httpx.AsyncClient(timeout=5) as client:
+        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
             text = (await client.get(url)).text
         ours = ("ray_dq_", "# HELP ray_dq_", "# TYPE ray_dq_")
         return "".join(line for line in text.splitlines(keepends=True) if line.startswith(ours))
@@ -118,23 +119,65 @@ class Router:
     def _serving(self) -> int:
         return self._engine.served.manifest.version
 
-    async def _load(self, version: int) -> Served:
-        before = self._engine.served
+    async def _load(self, version: int, before: Served | None) -> Served:
         return await asyncio.to_thread(
             Served.load, self._index, version, self._settings, before, apart=True
         )
 
-    async def _serve(self, served: Served) -> None:
-        self._engine.serve(served)
-        INDEX_VERSION.set(self._serving)
-        await self._keeper.follow.remote(self._name, self._serving)
+    async def _switch(self, version: int) -> None:
+        try:
+            refused = await self._keeper.switch.remote(version)
+        except (RayError, RayServeException) as error:
+            logger.warning("the keeper of versions failed", extra={"why": repr(error)})
+            raise UnavailableError(
+                f"who says what is served was lost on the way to version {version}; refresh again"
+            ) from error
+        if refused:
+            raise refused
+
+    async def _adopt(self, served: Served) -> None:
+        """Answer from `served` from now on, unless something else is to be served by now."""
+        in_use = self._engine.in_use() | {served.manifest.version}
+        try:
+            wanted = await self._keeper.follow.remote(self._name, in_use)
+        except (RayError, RayServeException):
+            return  # the next time that this router asks
+        if wanted == served.manifest.version:
+            self._engine.serve(served)
+            INDEX_VERSION.set(wanted)
 
     async def _follow_forever(self) -> None:
+        """Report and ask, also while a version is being loaded: silence would mean the end."""
         while True:
             await asyncio.sleep(FOLLOW_S)
             try:
-                wanted = await self._keeper.follow.remote(self._name, self._serving)
-                if wanted != self._serving:
-                    await self._serve(await self._load(wanted))
+                wanted = await self._keeper.follow.remote(self._name, self._engine.in_use())
             except Exception as error:
                 logger.warning("cannot follow the served version", extra={"why": repr(error)})
+                continue
+            busy = self._turning is not None and not self._turning.done()
+            if wanted != self._serving and not busy:
+                self._turning = asyncio.ensure_future(self._turn(wanted))
+
+    async def _turn(self, version: int) -> None:
+        try:
+            await self._adopt(await self._load(version, self._engine.served))
+        except Exception as error:
+            logger.warning("cannot follow the served version", extra={"why": repr(error)})
+
+
+class _Replicas:
+    """The shards behind Serve's handles, for the engine."""
+
+    def __init__(self, shards: Sequence[DeploymentHandle]) -> None:
+        # Plain data both ways: cloudpickle would only cost time, more than a small search does.
+        self._shards = [
+            shard.options(request_serialization="pickle", response_serialization="pickle")
+            for shard in shards
+        ]
+
+    async def search(self, shard: int, query: ShardQuery) -> ShardAnswer | Failure:
+        return await self._shards[shard].search.remote(query)
+
+    async def find(self, shard: int, version: int, id: int | str) -> Item | Failure | None:
+        return await self._shards[shard].find.remote(version, id)

@@ -1,38 +1,41 @@
 """Which version is served, and which ones somebody still needs. Pure bookkeeping."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-_SILENT_S = 30.0  # a router that reported nothing for so long is gone
+from dq_cluster.errors import DqError, IntegrityError, StorageError, UnavailableError
+
+SILENT_S = 30.0  # a router that reported nothing for so long is gone
 
 
 class Versions:
-    """The served version and what every router last said that it answers from."""
+    """The served version, and those that routers answer from."""
 
-    def __init__(self, first: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.serving = first
+    def __init__(self, serving: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.serving = serving
         self._clock = clock
-        self._routers: dict[str, tuple[int, float]] = {}
-        self._heard = False
+        self._born = clock()
+        self._routers: dict[str, tuple[frozenset[int], float]] = {}
 
-    def report(self, router: str, version: int | None) -> int:
-        """Router `router` answers from `version` (None: from none yet); what it should serve.
-
-        The first report of a version decides what is served: after a restart of its keeper, the
-        routers know what had been switched to.
-        """
-        if version is not None:
-            if not self._heard:
-                self.serving, self._heard = version, True
-            self._routers[router] = (version, self._clock())
+    def report(self, router: str, in_use: Iterable[int]) -> int:
+        """Router `router` answers from the versions `in_use`; returns which it should serve."""
+        self._routers[router] = (frozenset(in_use), self._clock())
         return self.serving
 
-    def switch(self, version: int) -> None:
-        """From now on `version` is served."""
-        self.serving, self._heard = version, True
+    def needed(self) -> frozenset[int] | None:
+        """The versions to keep; None while routers that were not heard of yet may need others.
 
-    def needed(self) -> frozenset[int]:
-        """The served version and those that a router still answers from."""
-        oldest = self._clock() - _SILENT_S
-        self._routers = {r: (v, t) for r, (v, t) in self._routers.items() if t >= oldest}
-        return frozenset({self.serving, *(version for version, _ in self._routers.values())})
+        That is so at the start, which may be a restart beside routers that have been running.
+        """
+        now = self._clock()
+        if now - self._born < SILENT_S:
+            return None
+        self._routers = {r: (v, t) for r, (v, t) in self._routers.items() if now - t < SILENT_S}
+        used = (version for versions, _ in self._routers.values() for version in versions)
+        return frozenset({self.serving, *used})
+
+
+def still_serving(version: int, error: DqError) -> DqError:
+    """Why a refresh failed, and that `version` is served as before."""
+    kind = type(error) if isinstance(error, StorageError | UnavailableError) else IntegrityError
+    return kind(f"still serving version {version}: {error}")

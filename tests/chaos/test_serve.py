@@ -164,17 +164,38 @@ def test_a_killed_replica_fails_no_query_and_comes_back(service: Service) -> Non
 
 def test_the_keeper_of_versions_dies_and_forgets_nothing(service: Service) -> None:
     with httpx.Client(base_url=service.url, timeout=60) as http, Load(service.url) as load:
-        # Not CURRENT, which a keeper without memory would go back to.
+        # Neither CURRENT nor the version of the settings: what a keeper without memory would say.
         assert http.post("/v1/index/refresh", json={"version": 2}).status_code == 200
         (before,) = replicas_of("Versions")
         os.kill(before, signal.SIGKILL)
         until(lambda: replicas_of("Versions") not in ([], [before]))
         load.wait_for(60)
         assert http.get("/v1/index").json()["version"] == 2
-        assert http.post("/v1/index/refresh", json={"version": 1}).status_code == 200
+        until(lambda: http.post("/v1/index/refresh", json={"version": 1}).status_code == 200)
         load.wait_for(10)
     assert not load.errors
     assert_unmixed(load.answers)
+
+
+def test_what_is_served_outlives_every_process_of_the_application(service: Service) -> None:
+    with httpx.Client(base_url=service.url, timeout=60) as http:
+        assert http.post("/v1/index/refresh", json={"version": 2}).status_code == 200
+        dead = [pid for name in ("Versions", "Router", "Shard") for pid in replicas_of(name)]
+        assert len(dead) == 2 + SHARDS * REPLICAS
+        for pid in dead:
+            os.kill(pid, signal.SIGKILL)
+        answers = []
+
+        def all_are_new() -> bool:
+            answers.append(http.post("/v1/search", json={"embedding": [0.25] * 16, "k": 20}))
+            now = [pid for name in ("Versions", "Router", "Shard") for pid in replicas_of(name)]
+            return len(now) == len(dead) and not set(now) & set(dead) and answers[-1].is_success
+
+        until(all_are_new, 120)
+        found = [answer.json() for answer in answers if answer.is_success]
+        assert {answer["version"] for answer in found} == {2}
+        assert_unmixed(found)
+        assert http.post("/v1/index/refresh", json={"version": 1}).status_code == 200
 
 
 def test_a_hanging_replica_fails_no_query(service: Service) -> None:

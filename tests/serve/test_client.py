@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dq_cluster.client import AsyncClient, Client
-from dq_cluster.errors import InputError, NotFoundError, StorageError
+from dq_cluster.errors import InputError, NotFoundError, UnavailableError
 from dq_cluster.serve.api import SearchResponse
 from dq_cluster.serve.run import free_port
 from tests.serve.conftest import Service
@@ -91,5 +91,5 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no published index"):
         Client(tmp_path / "nothing")
     url = f"http://127.0.0.1:{free_port()}"
-    with Client(url) as client, pytest.raises(StorageError, match="does not answer"):
+    with Client(url) as client, pytest.raises(UnavailableError, match="does not answer"):
         client.info()

@@ -9,11 +9,11 @@ import faiss
 import numpy as np
 import pytest
 
-from dq_cluster.errors import ConfigError
+from dq_cluster.errors import ConfigError, DoesNotFitError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.search.gpu import Lists, check_gpu
 from dq_cluster.search.searcher import Searcher
-from dq_cluster.search.shard import DoesNotFitError, check_fits_gpu
+from dq_cluster.search.shard import check_fits_gpu
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.local import LocalService
 from tests.support import make_model, make_version

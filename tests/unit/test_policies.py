@@ -23,9 +23,9 @@ from dq_cluster.serve.policy import (
     Step,
     coverage,
     next_step,
+    time_left,
 )
 from dq_cluster.serve.security import AuthenticationError, Guard, LimitError, read_keys
-from dq_cluster.serve.versions import Versions
 
 
 @given(
@@ -80,9 +80,17 @@ def test_coverage_counts_rows() -> None:
     assert coverage([], []) == 1
 
 
+@given(st.integers(1, 20_000), st.floats(0, 30_000))
+def test_a_look_up_and_a_search_share_one_deadline(timeout_ms: int, spent_ms: float) -> None:
+    left = time_left(timeout_ms, spent_ms)
+    assert 1 <= left <= max(1, timeout_ms - spent_ms)
+    assert left == 1 or left > timeout_ms - spent_ms - max(1, timeout_ms / 8)
+    assert time_left(timeout_ms, 0.001) == time_left(timeout_ms, 0.01), "a batch can be shared"
+
+
 def ask_once(ask: Callable[[int], Awaitable[Any]], timeout: float = 5.0) -> Any:
     async def run() -> Any:
-        return (await Fanout(1).ask_all(ask, [0], time.monotonic() + timeout))[0]
+        return (await Fanout(1).ask_all(ask, [0], time.monotonic() + timeout, "kind"))[0]
 
     return asyncio.run(run())
 
@@ -100,6 +108,26 @@ def test_a_slow_first_request_is_overtaken_by_its_hedge() -> None:
     begin = time.monotonic()
     assert ask_once(ask) == "call 2"
     assert time.monotonic() - begin < 3
+
+
+def test_quick_questions_are_no_measure_for_slow_ones() -> None:
+    async def run() -> None:
+        fanout = Fanout(2)
+
+        async def find(shard: int) -> None:
+            pass
+
+        for _ in range(100):
+            await fanout.ask_all(find, [0], time.monotonic() + 60, "find")
+        unknown = Latencies().hedge_after()
+        assert fanout._latencies_of("find")[0].hedge_after() < unknown
+        assert fanout._latencies_of("find")[1].hedge_after() == unknown
+        assert fanout._latencies_of("search")[0].hedge_after() == unknown
+        for kind in range(1000):
+            await fanout.ask_all(find, [0], time.monotonic() + 60, kind)
+        assert len(fanout._latencies) <= 64
+
+    asyncio.run(run())
 
 
 def test_a_failed_request_is_retried_and_a_refused_one_is_not() -> None:
@@ -153,7 +181,7 @@ def test_queries_that_wait_share_a_batch() -> None:
             await asyncio.sleep(0.01)
             return vectors * 2
 
-        batcher: Batcher[str, np.ndarray] = Batcher(work, most=8)
+        batcher: Batcher[str, np.ndarray] = Batcher(work, most=lambda _: 8)
         return await asyncio.gather(
             *(batcher.run("same", np.full((2, 1), n)) for n in range(10)),
             batcher.run("other", np.ones((1, 1))),
@@ -174,7 +202,7 @@ def test_callers_who_ask_again_at_once_stay_in_one_batch() -> None:
             sizes.append(len(vectors))
             await asyncio.sleep(0.001)
 
-        batcher: Batcher[str, None] = Batcher(work, most=64)
+        batcher: Batcher[str, None] = Batcher(work, most=lambda _: 64)
 
         async def client(number: int) -> None:
             for _ in range(6):
@@ -188,6 +216,23 @@ def test_callers_who_ask_again_at_once_stay_in_one_batch() -> None:
     assert sizes == [16] * 6
 
 
+def test_what_one_kind_of_query_expects_slows_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dq_cluster.serve.batcher._NAP_S", 3600)
+
+    async def run() -> None:
+        async def work(key: int, vectors: np.ndarray) -> None:
+            await asyncio.sleep(0)
+
+        batcher: Batcher[int, None] = Batcher(work, most=lambda _: 64)
+        for kind in range(200):
+            await asyncio.gather(*(batcher.run(kind, np.ones((1, 1))) for _ in range(16)))
+            await asyncio.wait_for(batcher.run(-1, np.ones((1, 1))), 10)
+        assert len(batcher._expected) <= 64, "kinds that are over are forgotten"
+        assert not batcher._waiting
+
+    asyncio.run(run())
+
+
 def test_batches_that_hang_hold_nobody_up() -> None:
     async def run() -> None:
         hanging = asyncio.Event()
@@ -196,7 +241,7 @@ def test_batches_that_hang_hold_nobody_up() -> None:
             if vectors[0, 0] == 0:
                 await hanging.wait()
 
-        batcher: Batcher[str, None] = Batcher(work, most=1)
+        batcher: Batcher[str, None] = Batcher(work, most=lambda _: 1)
         stuck = [asyncio.ensure_future(batcher.run("key", np.zeros((1, 1)))) for _ in range(2)]
         await asyncio.wait_for(batcher.run("key", np.ones((1, 1))), 10)
         assert not any(task.done() for task in stuck)
@@ -211,7 +256,7 @@ def test_an_error_reaches_every_caller_of_its_batch() -> None:
         async def work(key: str, vectors: np.ndarray) -> None:
             raise ValueError("no")
 
-        batcher: Batcher[str, None] = Batcher(work, most=8)
+        batcher: Batcher[str, None] = Batcher(work, most=lambda _: 8)
         callers = [batcher.run("key", np.ones((1, 1))) for _ in range(3)]
         return await asyncio.gather(*callers, return_exceptions=True)
 
@@ -258,26 +303,3 @@ def test_keys_come_from_the_environment_or_a_file(
     file.write_text("\n")
     with pytest.raises(ConfigError, match="no key"):
         read_keys()
-
-
-def test_a_version_is_needed_while_a_router_answers_from_it() -> None:
-    now = 0.0
-    versions = Versions(1, clock=lambda: now)
-    assert versions.report("a", None) == 1
-    versions.report("a", 1)
-    versions.report("b", 1)
-    versions.switch(2)
-    assert versions.report("a", 1) == 2
-    assert versions.needed() == {1, 2}
-    versions.report("a", 2)
-    assert versions.needed() == {1, 2}
-    now = 100.0
-    versions.report("a", 2)
-    assert versions.needed() == {2}
-
-
-def test_a_restarted_keeper_learns_from_the_routers() -> None:
-    versions = Versions(1)
-    assert versions.report("new router", None) == 1
-    assert versions.report("a", 7) == 7
-    assert versions.report("b", 1) == 7

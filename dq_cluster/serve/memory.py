@@ -1,0 +1,32 @@
+"""What the keeper of versions must not forget, in the store of the Ray cluster (its GCS).
+
+It outlives every process of the application, and the head node where Ray keeps the store in Redis.
+"""
+
+from dataclasses import dataclass
+
+from ray.experimental import internal_kv
+
+_NAMESPACE = "dq_cluster"
+
+
+@dataclass(frozen=True)
+class ClusterMemory:
+    """The version that one deployed application serves. `name` is that application's own.
+
+    Both methods wait for the cluster's head and raise RayError where it does not answer.
+    """
+
+    name: str
+
+    def read(self) -> int | None:
+        """What was written last, None before the first time."""
+        found = internal_kv._internal_kv_get(self._key, namespace=_NAMESPACE)
+        return None if found is None else int(found)
+
+    def write(self, version: int) -> None:
+        internal_kv._internal_kv_put(self._key, str(version), namespace=_NAMESPACE)
+
+    @property
+    def _key(self) -> str:
+        return f"served/{self.name}"

@@ -1,7 +1,8 @@
 """What `mkdocs build` adds to this folder: pages kept elsewhere in the repository, the table of
-every setting, and the help of every command.
+every setting, the help of every command, and sections of one page that another page shows too.
 
-`<!-- settings: module.Class -->` and `<!-- commands -->` in a page are where the last two go.
+`<!-- settings: module.Class -->`, `<!-- commands -->`, and `<!-- section: page.md Title -->` mark
+their places.
 """
 
 import inspect
@@ -22,7 +23,6 @@ from pydantic.fields import FieldInfo
 
 from dq_cluster.cli.main import app
 from dq_cluster.config import Settings
-from dq_cluster.observe import metrics
 
 ROOT = Path(__file__).parents[1]
 # Where a file of the repository stands in the site. Files in docs/ keep their place.
@@ -35,6 +35,7 @@ PAGES = {
 }
 _SITE = {"README.md": "index.md"} | PAGES
 _LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
+_SECTION = re.compile(r"<!-- section: (\S+) (.+) -->")
 _SETTINGS = re.compile(r"<!-- settings: ([\w.]+)\.(\w+) -->")
 _BOUNDS = {at.Ge: ("≥", "ge"), at.Gt: (">", "gt"), at.Le: ("≤", "le"), at.Lt: ("<", "lt")}
 _TYPES = {str: "text", int: "whole number", float: "number", bool: "yes or no"}
@@ -51,6 +52,22 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Mend links between docs/ and the rest of the repository; fill in what is generated."""
     here = page.file.src_uri
     source = next((path for path, page in PAGES.items() if page == here), f"docs/{here}")
+    markdown = _mend_links(markdown, source, here, files)
+    if "<!-- commands -->" in markdown:
+        command = typer.main.get_command(app)
+        blocks = "\n".join(_commands(command, click.Context(command, info_name="dq-cluster")))
+        markdown = markdown.replace("<!-- commands -->", blocks)
+    markdown = _SETTINGS.sub(
+        lambda found: _settings(getattr(import_module(found[1]), found[2])), markdown
+    )
+    return _SECTION.sub(
+        lambda found: _mend_links(_section(found[1], found[2]), f"docs/{found[1]}", here, files),
+        markdown,
+    )
+
+
+def _mend_links(markdown: str, source: str, here: str, files: Files) -> str:
+    """Links of the file `source` of the repository, as links of the page `here` of the site."""
 
     def link(match: re.Match[str]) -> str:
         text, target, anchor = match.groups()
@@ -62,24 +79,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return text  # a file of the repository that the site does not show
         return f"[{text}]({posixpath.relpath(uri, posixpath.dirname(here))}{anchor or ''})"
 
-    markdown = _LINK.sub(link, markdown)
-    markdown = _SETTINGS.sub(
-        lambda found: _settings(getattr(import_module(found[1]), found[2])), markdown
-    )
-    if "<!-- commands -->" in markdown:
-        command = typer.main.get_command(app)
-        blocks = "\n".join(_commands(command, click.Context(command, info_name="dq-cluster")))
-        markdown = markdown.replace("<!-- commands -->", blocks)
-    return markdown.replace("<!-- metrics -->", _metrics())
+    return _LINK.sub(link, markdown)
 
 
-def _metrics() -> str:
-    rows = (
-        f"| `{each.exported}` | {type(each).__name__.lower()} | {', '.join(each.labels)} "
-        f"| {each.description} |"
-        for each in metrics.ALL
-    )
-    return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
+def _section(page: str, title: str) -> str:
+    """What stands below a heading of a page in this folder, up to the next of its level."""
+    text = (ROOT / "docs" / page).read_text()
+    return re.split(r"^## ", text.split(f"\n## {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def _commands(command: click.Command, context: click.Context) -> Iterator[str]:

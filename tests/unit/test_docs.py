@@ -133,4 +133,4 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
     assert "<!-- settings" not in settings
     commands = (tmp_path / "reference/cli.html").read_text()
     assert "dq-cluster index rollback" in commands
-    assert "ray_dq_queries_total" in (tmp_path / "reference/metrics.html").read_text()
+    assert "dq_queries_total" in (tmp_path / "reference/metrics.html").read_text()

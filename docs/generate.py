@@ -95,27 +95,48 @@ def _commands(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _settings(kind: type[Settings]) -> str:
-    rows = "\n".join(f"| `{name}` | {what} | {default} |" for name, what, default in _rows(kind))
+    rows = "\n".join(f"| `{name}` | {' | '.join(cells)} |" for name, *cells in _rows(kind))
     texts = "\n\n".join(_texts(kind, ""))
-    return f"{texts}\n\n| setting | type | default |\n|---|---|---|\n{rows}\n"
+    return f"{texts}\n\n| setting | meaning | type | default |\n|---|---|---|---|\n{rows}\n"
+
+
+def _split(kind: type[Settings]) -> tuple[str, dict[str, str]]:
+    """The docstring of `kind`: the text about the whole, and what it says of each field.
+
+    A docstring describes fields as `name: text.` or `name, name: text;`.
+    """
+    names = "|".join(kind.model_fields)
+    described = re.compile(rf"(?:^|(?<=[.;:)] ))((?:{names})(?:(?:, | and )(?:{names}))*): ")
+    whole, meanings = [], {}
+    for paragraph in inspect.cleandoc(kind.__doc__ or "").split("\n\n"):
+        text, *fields = described.split(" ".join(paragraph.split()))
+        if text.strip():
+            whole.append(text.strip())
+        for found, meaning in zip(fields[::2], fields[1::2], strict=True):
+            for name in re.split(", | and ", found):
+                meanings[name] = meaning.strip(" ;.")
+    return "\n\n".join(whole), meanings
 
 
 def _texts(kind: type[Settings], prefix: str) -> Iterator[str]:
-    text = inspect.cleandoc(kind.__doc__ or "")
-    yield f"**`{prefix.rstrip('.')}`**: {text}" if prefix else text
+    text, _ = _split(kind)
+    if prefix:
+        text = f"**`{prefix.rstrip('.')}`**: {text}"
+    yield text
     for name, field in kind.model_fields.items():
         if group := _group(field):
             yield from _texts(group, f"{prefix}{name}.")
 
 
-def _rows(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def _rows(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    _, meanings = _split(kind)
     for name, field in kind.model_fields.items():
         if group := _group(field):
             yield from _rows(group, f"{prefix}{name}.")
         else:
             what = ", ".join([_type(field.annotation), *_bounds(field.metadata)])
-            what += f"; {field.description}" if field.description else ""
-            yield prefix + name, what.replace("|", "\\|"), _default(field)
+            meaning = field.description or meanings.get(name, "")
+            yield prefix + name, meaning.replace("|", "\\|"), what, _default(field)
 
 
 def _group(field: FieldInfo) -> type[Settings] | None:

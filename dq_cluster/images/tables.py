@@ -177,9 +177,9 @@ class _Array:
                 f"{where} is stored by columns; save it again with numpy.ascontiguousarray"
             )
         count, self._dim = shape
-        wanted, size = self._offset + count * self._row_bytes, storage.size(path)
-        if size != wanted:
-            raise InputError(f"{where} has {size} bytes, its header says {wanted}; restore it")
+        expected, size = self._offset + count * self._row_bytes, storage.size(path)
+        if size != expected:
+            raise InputError(f"{where} has {size} bytes, its header says {expected}; restore it")
         value = pa.from_numpy_dtype(self._dtype.newbyteorder("="))
         self.schema = pa.schema([(FEATURE, pa.list_(value, self._dim))])
         whole, rest = divmod(count, _ARRAY_GROUP)
@@ -248,8 +248,8 @@ def _is_array(path: str) -> bool:
 
 def _about(path: str) -> str | None:
     """Where clip-retrieval keeps what it knows about the rows of an array."""
-    known = _EMBEDDINGS.fullmatch(path)
-    return f"{known[1]}metadata/metadata_{known[2]}.parquet" if known else None
+    match = _EMBEDDINGS.fullmatch(path)
+    return f"{match[1]}metadata/metadata_{match[2]}.parquet" if match else None
 
 
 def _header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -194,17 +194,17 @@ class Searcher:
         depth = 2 * k + 16 if self.geometry.nbits == 4 else k + 8
         while pending.size:
             depth = min(depth, len(codes))
-            asked = queries[pending]
+            open_queries = queries[pending]
             scan = index
             if index is self._index and self._lists and self._lists.reach(depth, parameters):
                 scan = self._lists
-            found, labels = scan.search(asked, depth, params=parameters)
+            found, labels = scan.search(open_queries, depth, params=parameters)
             if depth == len(codes) and not self.geometry.nlist:
                 # Fast-scan leaves out codes of the lowest inner product that it can express.
                 labels = np.tile(np.arange(depth), (len(pending), 1))
             worst = found[:, -1] if self.geometry.metric == "ip" else -found[:, -1]
-            exact = ExactScores(asked, self.centroids)
-            slack = self._slack(asked, exact, rounded=scan is not self._lists)
+            exact = ExactScores(open_queries, self.centroids)
+            slack = self._slack(open_queries, exact, rounded=scan is not self._lists)
             scored = np.where(labels == MISSING, np.float32(-np.inf), exact.of(codes, labels))
             order = best(scored, labels, k)
             scored = np.take_along_axis(scored, order, axis=1)

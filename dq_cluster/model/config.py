@@ -27,15 +27,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ModelSettings(Settings):
     """The network, its codes, and how it is trained.
 
-    bits: length of a code; nbits: bits per sub-code, 8, or 4 for faiss' fast-scan; refine_bits:
-    length of a second code of the same embedding, which re-ranks what the first finds (0: none);
-    hidden: widths of the encoder's hidden layers (the decoder mirrors them); components:
-    how many directions of the feature enter the network; whitening: how strongly directions that
-    differ between views of one image are scaled down (see `discriminative_components`).
+    bits: length of a code. nbits: bits per sub-code, 8, or 4 for faiss' fast-scan. refine_bits:
+    length of a second code of the same embedding, which re-ranks the results of the first (0:
+    none). dim: dimensions of the embedding. metric: of the embedding. hidden: widths of the
+    encoder's hidden layers (the decoder mirrors them). components: how many directions of the
+    feature enter the network. whitening: how strongly directions that differ between views of one
+    image are scaled down (see `discriminative_components`).
+
+    triplet_weight, manifold_weight, quantization_weight, distillation_weight: weight of this loss
+    term. temperature: of the softmax in the triplet and distillation terms. neighbours: nearest
+    neighbours of each image from which positives are drawn. epochs: passes over the rows.
+    batch_size: rows of a step, of all workers together. learning_rate, weight_decay: of the
+    optimizer.
 
     objective: `semantic` brings images of a kind together (search by class), `neighbours` keeps the
-    distances between features (search for near-duplicates). It sets defaults of the network and
-    the loss weights; explicit settings override them. Only `semantic` uses views of images and
+    distances between features (search for near-duplicates). It sets defaults of the network and the
+    loss weights; explicit settings override them. Only `semantic` uses views of images and
     score-aware codes (`model.scores`): both change the distances that `neighbours` keeps.
     """
 

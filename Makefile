@@ -2,13 +2,20 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format proto clean
+.PHONY: demo test coverage docs lint format proto clean
 
-demo: $(VENV)/.installed  ## the whole road on real pictures; ends with a report
+demo: $(VENV)/.installed  ## every stage on real pictures; ends with a report
 	$(BIN)/dq-cluster demo
 
 test: $(VENV)/.installed .tools/.installed  ## everything but the tests marked slow or gpu
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+coverage: $(VENV)/.installed  ## lines that tests/unit runs; details in build/coverage/index.html
+	$(BIN)/python -m pytest -q tests/unit -m "not slow and not gpu" --cov --cov-report=term \
+	  --cov-report=markdown:build/coverage.md --cov-report=html:build/coverage
+
+docs: $(VENV)/.docs  ## the documentation as a website, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -29,6 +36,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  { echo "dq_cluster needs Python 3.11 or newer; say PYTHON=... to name one"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,test]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,test,docs]'
 	touch $@
 
 # Helm and kubectl for the chart's tests; where they cannot be had, those tests say so and skip.

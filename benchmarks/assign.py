@@ -1,9 +1,9 @@
-"""What score-aware assignment costs beside the nearest words.
+"""What score-aware assignment costs beside the nearest centroids.
 
     python benchmarks/assign.py [--rows 20000] [--threads 2]
 
-Embeddings and words are made: the time depends on sizes alone. What a code gains in quality is in
-docs/experiments.md.
+Embeddings and centroids are random: the time depends on sizes alone. docs/experiments.md says what
+the codes gain in quality.
 """
 
 import argparse
@@ -39,11 +39,11 @@ def main() -> None:
     embedding = F.normalize(torch.randn(asked.rows, DIM), dim=1)
     anchors, offset = embedding[: scores.ANCHORS], torch.zeros(())
     for bits, nbits in SIZES:
-        words = quantizer.initial_codebooks(embedding, bits // nbits, 1 << nbits, 0)
+        centroids = quantizer.initial_codebooks(embedding, bits // nbits, 1 << nbits, 0)
         seconds = {
-            "nearest": _seconds(lambda w=words: quantizer.assign(embedding, w)),
+            "nearest": _seconds(lambda w=centroids: quantizer.assign(embedding, w)),
             "score_aware": _seconds(
-                lambda w=words: scores.assign(embedding, w, anchors, offset, "l2")
+                lambda w=centroids: scores.assign(embedding, w, anchors, offset, "l2")
             ),
         }
         row: dict[str, float] = {"bits": bits, "nbits": nbits}

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageCms, features
 
 from dq_cluster.images.config import ImageLimits
-from dq_cluster.images.guard import Apart, Decode
+from dq_cluster.images.guard import ChildDecoder, Decode
 from dq_cluster.images.rejects import Reason, RejectError
 from tests import picture_kinds, rasters
 from tests.pictures import encoded
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="write files that crashed or differ here")
     asked = parser.parse_args()
     started = time.monotonic()
-    with Apart(LIMITS) as decode:
+    with ChildDecoder(LIMITS) as decode:
         tallies, found = fuzz(asked.files, asked.seed, decode)
     for number, (why, data) in enumerate(found):
         print(why, len(data), "bytes", file=sys.stderr)

@@ -68,8 +68,8 @@ def build_dq_cluster(nbits: Any) -> Callable[[np.ndarray, Path], None]:
             quantizers, (network.codebooks, network.refine_codebooks), strict=True
         ):
             pq.train(base[:_TRAINED_ON])
-            words = torch.from_numpy(faiss.vector_to_array(pq.centroids))
-            codebooks.copy_(words.reshape(codebooks.shape))
+            centroids = torch.from_numpy(faiss.vector_to_array(pq.centroids))
+            codebooks.copy_(centroids.reshape(codebooks.shape))
         index = Index.at(str(folder))
         card = save_model(index.storage, network, preprocessing={}, training={}, evaluation={})
         parts = np.array_split(np.arange(len(base)), 8)

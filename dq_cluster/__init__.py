@@ -1,7 +1,7 @@
-"""dq_cluster: train product-quantized codes for a pile of images, encode it, serve it.
+"""dq_cluster: train a product quantizer for a collection of images, encode it, serve it.
 
 The names below are imported when they are first used, so that a small installation (the client)
-pays for nothing else.
+needs nothing else.
 """
 
 import importlib

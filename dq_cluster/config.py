@@ -2,7 +2,7 @@
 
 Each workload defines its own settings next to the code that uses them, as subclasses of
 `Settings`; this module only knows how to load them. What the user wrote stays text until the type
-of its setting says what it is: `run=20240101` and `label: no` are text where text is asked for.
+of its setting says what it is: `run=20240101` and `label: no` are text where the setting is text.
 """
 
 import itertools

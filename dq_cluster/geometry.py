@@ -47,7 +47,7 @@ class CodeGeometry(Settings):
 
     @property
     def ksub(self) -> int:
-        """Words per sub-codebook."""
+        """Centroids per sub-codebook."""
         return 1 << self.nbits
 
     @property

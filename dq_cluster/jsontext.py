@@ -1,4 +1,4 @@
-"""JSON that every reader takes: what it has no number for, NaN and the infinities, is null."""
+"""JSON that every parser reads: NaN and the infinities are null."""
 
 import json
 import math

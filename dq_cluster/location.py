@@ -1,7 +1,7 @@
-"""Where something lies, spelled so that it means the same in every process and on every machine.
+"""Locations, written so that they mean the same in every process and on every machine.
 
-A location is a local path or `s3://bucket/key`. A relative path is of the folder in which the
-user's command runs: workers of a Ray cluster run elsewhere, so nothing relative is handed on.
+A location is a local path or `s3://bucket/key`. A relative path starts at the folder in which
+the user's command runs: workers of a Ray cluster run elsewhere, so no relative path is passed on.
 """
 
 import os

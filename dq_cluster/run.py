@@ -1,13 +1,13 @@
 """A run: a named piece of work on storage that can be resumed, and whose request may not change.
 
-    <run>/run.json          what was asked; the first to create it decides
-    <run>/alive/<driver>    a driver is at work; rewritten every minute while it is
-    <run>/collecting/mark   garbage collection is at work; likewise
+    <run>/run.json          the request; the first to create it decides
+    <run>/alive/<driver>    a driver works on the run; rewritten every minute
+    <run>/collecting/mark   garbage collection works on the run; likewise
     <run>/published         what the run has become, as JSON
 
-A driver first says that it is alive and then looks for the mark; garbage collection first sets the
-mark and then looks for drivers. So at least one of them sees the other, and no file that a run
-counts on is removed.
+A driver first writes its sign of life and then looks for the mark; garbage collection first sets
+the mark and then looks for drivers. So at least one of them sees the other, and no file that a run
+needs is removed.
 """
 
 import contextlib
@@ -195,7 +195,7 @@ class Heartbeat:
         self._last = began
 
     def seize(self, now: datetime) -> bool:
-        """Write the file if nobody has it, or if who had it is gone. False if somebody has it."""
+        """Write the file unless a living process has it; return whether it was written."""
         self._last = time.time()
         if self._storage.create(self._name, self._content()):
             return True

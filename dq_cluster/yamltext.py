@@ -1,4 +1,4 @@
-"""YAML whose scalars stay the text that was written; null, `~`, and nothing are None.
+"""YAML whose scalars stay text as written; null, `~`, and nothing are None.
 
 YAML itself guesses: `0012` is ten, `no` is false, and `2024-01-01` a date.
 """

@@ -8,7 +8,7 @@ import typer
 
 from dq_cluster.errors import NotFoundError
 
-app = typer.Typer(help="The settings files that come with dq-cluster: list, show.")
+app = typer.Typer(help="List and show the settings files that come with dq-cluster.")
 
 _DEFAULT = "laptop"
 
@@ -21,7 +21,7 @@ def list_configs() -> None:
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="encode, or cluster/encode.")]) -> None:
-    """Print a settings file that comes with dq-cluster, to start your own from."""
+    """Print a settings file that comes with dq-cluster, as a start for your own."""
     print(find_config(Path(name)).read_text(), end="")
 
 

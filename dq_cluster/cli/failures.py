@@ -22,7 +22,7 @@ class Failure:
 def explain(error: BaseException) -> Failure:
     """How a command ends that raised `error`: 2 the request was wrong, 1 it failed.
 
-    What is nobody's mistake but ours keeps its stack in a file, or on standard error with
+    An internal error keeps its stack in a file, or on standard error with
     DQ_LOG_LEVEL=DEBUG.
     """
     kind = type(error).__name__

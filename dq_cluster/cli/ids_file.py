@@ -1,4 +1,4 @@
-"""Many ids in a file, as people keep them: text with one a line, or a column of Parquet."""
+"""Many ids from a file: text with one id per line, or a column of Parquet."""
 
 import sys
 from typing import BinaryIO

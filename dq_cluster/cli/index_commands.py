@@ -1,4 +1,4 @@
-"""`dq-cluster index …`: look at an index, check it, move it between versions, clean it."""
+"""`dq-cluster index …`: inspect an index, verify it, move between versions, clean up."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -11,13 +11,13 @@ from dq_cluster.errors import ConfigError, InputError, NotFoundError
 if TYPE_CHECKING:
     from dq_cluster.index.catalog import Index
 
-_MOST_HOURS = 1_000_000
+_MAX_HOURS = 1_000_000
 
-app = typer.Typer(help="Versions of an index: list, show, verify, roll back, clean up.")
+app = typer.Typer(help="Manage the versions of an index: list, verify, roll back, clean up.")
 
 Uri = Annotated[str, typer.Argument(help="The index: a folder or s3:// URI.")]
 Version = Annotated[int | None, typer.Option("--version", help="Default: the current version.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
 def _open(uri: str) -> "Index":
@@ -89,7 +89,7 @@ def show(index: Uri, version: Version = None, json: Json = False) -> None:
 def rollback(
     index: Uri,
     version: Annotated[
-        int | None, typer.Argument(help="Default: the current one's parent.")
+        int | None, typer.Argument(help="Default: the parent of the current version.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -108,10 +108,10 @@ def rollback(
 def verify(
     index: Uri,
     version: Version = None,
-    ids: Annotated[bool, typer.Option("--ids", help="Also look for duplicated ids.")] = False,
+    ids: Annotated[bool, typer.Option("--ids", help="Also look for duplicate ids.")] = False,
     json: Json = False,
 ) -> None:
-    """Hash every file of a version and name what is wrong; exit status 1 if anything is."""
+    """Hash every file of a version and report problems; exit status 1 if there are any."""
     from dq_cluster.index.verify import verify
 
     report = verify(_open(index), version, ids=ids)
@@ -120,35 +120,35 @@ def verify(
         raise typer.Exit(1)
 
 
-# What looks like an option and is none is an id: -5.
+# An argument such as -5 is an id, not an option.
 @app.command(context_settings={"ignore_unknown_options": True})
 def delete(
     index: Uri,
     ids: Annotated[
-        list[str] | None, typer.Argument(help="Ids of the images to take out.", show_default=False)
+        list[str] | None, typer.Argument(help="Ids of the images to delete.", show_default=False)
     ] = None,
     ids_file: Annotated[
         str | None,
-        typer.Option(help="Parquet, or text with one id a line, in place of ids; -: stdin."),
+        typer.Option(help="File of ids: Parquet, or text with one id per line; -: stdin."),
     ] = None,
-    ids_column: Annotated[str, typer.Option(help="The column of a Parquet ids file.")] = "id",
+    ids_column: Annotated[str, typer.Option(help="Column of a Parquet file of ids.")] = "id",
     json: Json = False,
 ) -> None:
-    """Publish a version without some images; their rows go when the index is compacted."""
+    """Publish a version without some images; compacting removes their codes from the files."""
     from dq_cluster.cli.ids_file import read_ids
     from dq_cluster.index.ids import to_ids
     from dq_cluster.index.tombstones import delete_ids
 
     if bool(ids) == (ids_file is not None):
-        raise ConfigError("say which images to take out: either ids or --ids-file FILE")
+        raise ConfigError("say which images to delete: either ids or --ids-file FILE")
     catalog = _open(index)
     id_type = catalog.manifest().id_type
-    wanted = to_ids(ids if ids_file is None else read_ids(ids_file, ids_column), id_type)
-    if not len(wanted):
+    deleted = to_ids(ids if ids_file is None else read_ids(ids_file, ids_column), id_type)
+    if not len(deleted):
         raise InputError(f"ids file {ids_file} holds no ids")
-    manifest = delete_ids(catalog, wanted)
+    manifest = delete_ids(catalog, deleted)
     emit(
-        {"version": manifest.version, "ids": len(wanted), "deleted": manifest.deleted},
+        {"version": manifest.version, "ids": len(deleted), "deleted": manifest.deleted},
         as_json=json,
     )
 
@@ -156,10 +156,10 @@ def delete(
 @app.command()
 def compact(
     index: Uri,
-    rows: Annotated[int, typer.Option(help="Rows per file to aim at.")] = 1_000_000,
+    rows: Annotated[int, typer.Option(help="Target number of rows per file.")] = 1_000_000,
     json: Json = False,
 ) -> None:
-    """Publish the current version again with fewer, larger files and without deleted rows."""
+    """Publish the current version with fewer, larger files and without deleted rows."""
     from dq_cluster.index.compact import compact
 
     if rows < 1:
@@ -175,23 +175,26 @@ def compact(
 def gc(
     index: Uri,
     grace_hours: Annotated[
-        float, typer.Option(help="Leave alone what is younger, or was current within it.")
+        float, typer.Option(help="Keep what is younger, and versions that were current within it.")
     ] = 72.0,
     keep: Annotated[
-        int | None, typer.Option(help="Also drop all versions but the current and the KEEP newest.")
+        int | None,
+        typer.Option(help="Also remove versions, except the current and the KEEP newest."),
     ] = None,
     training: Annotated[
         list[str] | None,
-        typer.Option(help="Also remove this training's checkpoints; it cannot go on then."),
+        typer.Option(help="Also remove the files of this training, which then cannot be resumed."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only report what would be removed.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Remove the files that no version names, and say what stays and why."""
+    """Remove files that no version names; report what stays and why."""
     from dq_cluster.index.gc import collect_garbage
 
-    if not 0 <= grace_hours <= _MOST_HOURS:
-        raise ConfigError(f"--grace-hours {grace_hours:g} is not between 0 and {_MOST_HOURS:,}")
+    if not 0 <= grace_hours <= _MAX_HOURS:
+        raise ConfigError(f"--grace-hours {grace_hours:g} is not between 0 and {_MAX_HOURS:,}")
     report = collect_garbage(
         _open(index),
         timedelta(hours=grace_hours),

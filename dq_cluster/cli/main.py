@@ -16,12 +16,12 @@ from dq_cluster.errors import ConfigError, InputError
 from dq_cluster.location import absolute
 from dq_cluster.observe.log import configure_logging
 
-# Places that are named by the environment, for workers too, which run in other folders.
-_PLACES = ("DQ_CACHE", "DQ_API_KEYS_FILE")
+# Paths from the environment; made absolute, because workers run in other folders.
+_PATHS = ("DQ_CACHE", "DQ_API_KEYS_FILE")
 
 app = typer.Typer(
     name="dq-cluster",
-    help="Train product-quantized codes for a pile of images, encode it, serve it, measure it.",
+    help="Train a product quantizer for your images, encode them, serve and measure the index.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -41,20 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):  # a name of any bytes can be said
+        elif isinstance(stream, io.TextIOWrapper):  # names may have any bytes
             stream.reconfigure(errors="backslashreplace")
     chosen = sys.argv[1:] if arguments is None else list(arguments)
     status = run_until_signal(lambda: run(chosen))
     try:
         sys.stdout.flush()
     except OSError:
-        # Nobody reads on; what is left must not be written again when the interpreter ends.
+        # The reader has gone; the interpreter must not try to flush the rest when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 
 
-def _settle_places() -> None:
-    for name in _PLACES:
+def _resolve_paths() -> None:
+    for name in _PATHS:
         if value := os.environ.get(name):
             try:
                 os.environ[name] = absolute(value)
@@ -66,20 +66,20 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status."""
     as_json = "--json" in arguments
     try:
-        _settle_places()
+        _resolve_paths()
         configure_logging()
         status = app(
             args=list(arguments) or ["--help"], prog_name="dq-cluster", standalone_mode=False
         )
         if status == INTERRUPTED:
-            raise KeyboardInterrupt  # typer's way of saying so
+            raise KeyboardInterrupt  # how typer reports an interrupt
         return int(status or 0)
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     except BaseException as error:
         failure = explain(error)
-    with contextlib.suppress(OSError):  # nobody reads it
-        # Who interrupts is told so by `cli.signals`.
+    with contextlib.suppress(OSError):  # the reader has gone
+        # `cli.signals` reports interrupts.
         said = failure.status == INTERRUPTED
         emit_error(failure.message, failure.kind, as_json=as_json, said=said)
     return failure.status

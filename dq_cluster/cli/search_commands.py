@@ -10,7 +10,7 @@ from dq_cluster.cli.output import emit, results_only
 from dq_cluster.config import validate_settings
 from dq_cluster.errors import ConfigError, NotFoundError
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -20,21 +20,27 @@ def register(app: typer.Typer) -> None:
 
 
 def search(
-    target: Annotated[str, typer.Argument(help="An index (folder or s3://) or an http:// API.")],
-    image: Annotated[Path | None, typer.Option(help="Search by this image file.")] = None,
-    id: Annotated[str | None, typer.Option(help="Search by an image of the index.")] = None,
-    k: Annotated[int, typer.Option("-k", help="Neighbours to return.")] = 10,
+    target: Annotated[
+        str, typer.Argument(help="An index (folder or s3://), or the http:// URL of an API.")
+    ],
+    image: Annotated[Path | None, typer.Option(help="Image file to search for.")] = None,
+    id: Annotated[
+        str | None, typer.Option(help="Id of an image of the index to search for.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Number of neighbours.")] = 10,
     nprobe: Annotated[
-        int | None, typer.Option(help="Cells of an IVF version to look into; default: all.")
+        int | None, typer.Option(help="Cells of an IVF version to scan; default: all.")
     ] = None,
     k_factor: Annotated[
         int | None, typer.Option(help="Candidates per neighbour that a second code re-ranks.")
     ] = None,
     version: Annotated[int | None, typer.Option(help="Version of the index to search.")] = None,
-    include: Annotated[list[str] | None, typer.Option(help="Carried columns to return.")] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Carried column to return; may be repeated.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Find the images most like one image. An API key is read from DQ_API_KEY."""
+    """Find the images most similar to one image. DQ_API_KEY holds the key of an API."""
     from dq_cluster.client import Client
 
     if (image is None) == (id is None):
@@ -62,15 +68,17 @@ def plan(
     bits: Annotated[int, typer.Option(help="Bits per code.")] = 64,
     nbits: Annotated[int, typer.Option(help="Bits of a sub-code: 8, or 4 for fast-scan.")] = 8,
     cells: Annotated[bool, typer.Option(help="With coarse cells (IVF).")] = False,
-    refine_bits: Annotated[int, typer.Option(help="Bits of a second code that re-ranks.")] = 0,
+    refine_bits: Annotated[
+        int, typer.Option(help="Bits of a second code for re-ranking; 0: none.")
+    ] = 0,
     replicas: Annotated[int, typer.Option(help="Replicas of each shard.")] = 2,
-    memory_gb: Annotated[float, typer.Option(help="Memory one replica may use.")] = 16.0,
+    memory_gb: Annotated[float, typer.Option(help="Memory that one replica may use.")] = 16.0,
     json: Json = False,
 ) -> None:
-    """How many shards, how much memory and storage an index needs."""
+    """Compute the shards, memory, and storage that an index needs."""
     from dq_cluster.index.sizing import SizingRequest, size_index
 
-    asked = {
+    request = {
         "images": images,
         "bits": bits,
         "nbits": nbits,
@@ -79,22 +87,22 @@ def plan(
         "replicas": replicas,
         "memory_gb": memory_gb,
     }
-    emit(size_index(validate_settings(SizingRequest, asked, "plan")), as_json=json)
+    emit(size_index(validate_settings(SizingRequest, request, "plan")), as_json=json)
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where pictures, index, and report go.")] = Path(
+    folder: Annotated[Path, typer.Option(help="Folder for images, index, and report.")] = Path(
         "demo"
     ),
-    images: Annotated[int, typer.Option(help="Most pictures to use.")] = 20_000,
+    images: Annotated[int, typer.Option(help="Largest number of images.")] = 20_000,
     json: Json = False,
 ) -> None:
-    """The whole road on real pictures: train, encode, serve, query, measure, report."""
+    """Run every stage on real images: train, encode, serve, query, measure, report."""
     from dq_cluster.cluster import ray_cluster
     from dq_cluster.demo.run import run_demo
     from dq_cluster.serve.run import fast_serve
 
     fast_serve()
     with results_only(), ray_cluster():
-        found = run_demo(folder, images)
-    emit(found, as_json=json)
+        summary = run_demo(folder, images)
+    emit(summary, as_json=json)

@@ -1,9 +1,8 @@
 """How SIGINT and SIGTERM end a command: at any moment, with one line, and within a bound.
 
-The first signal is raised in the main thread as `Interrupted`, so that what was opened is closed
-again. The main thread may hang in native code, and then sees no signal; so a thread of its own
-hears of every signal too. It ends the process when a second signal comes, or when closing takes
-longer than `GRACE_S`.
+The first signal is raised in the main thread as `Interrupted`, so that everything is closed. The
+main thread may hang in native code, and then sees no signal; so a second thread receives every
+signal too. It ends the process on a second signal, or when closing takes longer than `GRACE_S`.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""`featurize`, `train`, `encode`, `serve`, `evaluate`: one configuration file each, and overrides.
+"""`featurize`, `train`, `encode`, `serve`, `evaluate`: a settings file and overrides for each.
 
 `python jobs/<workload>.py` runs exactly these commands.
 """
@@ -22,9 +22,10 @@ Config = Annotated[
     ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of settings: key.sub=value."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -65,15 +66,17 @@ def evaluate(
     overrides: Overrides = None,
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Compare DeepQuan with classical codes on features."),
+        typer.Option("--compare", help="Compare DeepQuan with classical quantizers on features."),
     ] = False,
     ablations: Annotated[
         bool,
-        typer.Option("--ablations", help="Compare DeepQuan with itself less one part at a time."),
+        typer.Option(
+            "--ablations", help="Compare DeepQuan with itself without one part at a time."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure a version, or compare DeepQuan with the classical quantizers."""
+    """Measure a version, or compare DeepQuan with classical quantizers."""
     if compare or ablations:
         from dq_cluster.evaluate.comparison import run_comparison
         from dq_cluster.evaluate.config import AblationSettings, CompareSettings

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one on this machine where there is none."""
+"""Joining a Ray cluster, or starting one on this machine if there is none."""
 
 import contextlib
 import logging

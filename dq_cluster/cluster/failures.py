@@ -1,7 +1,7 @@
-"""What failed in another process, as the error that this one raises: one line, no stack of Ray's.
+"""An error of another process, raised again here: one line, without Ray's stack.
 
-An error of dq_cluster comes through as it was raised. Anything else is a bug, or a loss that Ray
-reports: its kind and message become the line, and its stack goes to a file that the line names.
+An error of dq_cluster is raised as it was. Anything else is a bug, or a loss that Ray reports: its
+type and message become the line, and its stack goes to a file that the line names.
 """
 
 import contextlib

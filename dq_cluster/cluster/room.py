@@ -1,7 +1,7 @@
-"""Whether what a workload asks of Ray can run: now, later, or never.
+"""Whether the cluster has resources for a workload: now, later, or never.
 
-An actor that finds no place waits for ever and does not say so. `decide` is pure; `wait_for_room`
-asks Ray, and says every ten seconds what it waits for.
+An actor that Ray cannot place waits forever without a message. `decide` is pure; `wait_for_room`
+asks Ray, and logs every ten seconds what it waits for.
 """
 
 import logging
@@ -43,7 +43,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Node:
-    """What one node of the cluster has, and how much of it nobody holds."""
+    """The resources of one node, and how much of them is free."""
 
     total: Resources
     free: Resources

@@ -1,5 +1,5 @@
-"""What Ray needs of the machine before it starts: found out first, because Ray answers with a stack
-or does not answer at all."""
+"""What Ray needs from the machine, checked before Ray starts: without it Ray fails with a stack
+trace, or hangs."""
 
 import errno
 import os
@@ -131,13 +131,13 @@ def _check_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= _FEWEST_FILES:
         return
-    wanted = _FEWEST_FILES if hard == resource.RLIM_INFINITY else min(hard, _FEWEST_FILES)
-    if wanted < _FEWEST_FILES:
+    limit = _FEWEST_FILES if hard == resource.RLIM_INFINITY else min(hard, _FEWEST_FILES)
+    if limit < _FEWEST_FILES:
         raise ConfigError(
             f"the limit of open files is {hard}, and Ray needs {_FEWEST_FILES}: "
             "raise it (ulimit -n)"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _have_token() -> None:

@@ -1,1 +1,1 @@
-"""The whole road on one machine: pictures in, answers and a report out."""
+"""Every stage on one machine: images in, answers and a report out."""

@@ -1,4 +1,4 @@
-"""What the demo has already done, so that a killed one goes on where it stopped."""
+"""The finished stages of the demo, so that it continues where it stopped."""
 
 import json
 import logging

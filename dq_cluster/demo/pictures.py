@@ -38,7 +38,7 @@ _COMPLETE = ".complete"
 
 @dataclass(frozen=True)
 class Pictures:
-    """A pile of pictures: where it is, what to call it, and whether folders name its classes."""
+    """A dataset of pictures: where it is, what to call it, and whether folders name its classes."""
 
     source: SourceSettings
     title: str

@@ -1,4 +1,4 @@
-"""Asking the served index over HTTP, and showing what it answered."""
+"""Queries to the served index over HTTP, and a picture of its answers."""
 
 import json
 import time
@@ -21,8 +21,8 @@ _ASKED = 400
 
 def ask(url: str, source: SourceSettings, queries: str) -> dict[str, Any]:
     """Search by image from 16 clients at once: answers per second, and the shards behind them."""
-    pile = open_features(queries)
-    pictures = picture_bytes(source, pile.ids(0, min(_ASKED, pile.rows))).values()
+    dataset = open_features(queries)
+    pictures = picture_bytes(source, dataset.ids(0, min(_ASKED, dataset.rows))).values()
     with httpx.Client(base_url=url, timeout=30) as client, ThreadPoolExecutor(_CLIENTS) as pool:
         started = time.monotonic()
         answers = list(pool.map(lambda picture: _search(client, picture), pictures))
@@ -61,8 +61,8 @@ def picture_bytes(source: SourceSettings, ids: Iterable[Any]) -> dict[Any, bytes
     """The encoded images with these ids, by one pass over the source."""
     wanted = set(ids)
     found: dict[Any, bytes] = {}
-    pile = open_source(source)
-    for table in pile.read(pile.units(), 1024):
+    dataset = open_source(source)
+    for table in dataset.read(dataset.units(), 1024):
         names = table.column("id").to_pylist()
         for row, name in enumerate(names):
             if name in wanted:

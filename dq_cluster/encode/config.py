@@ -12,9 +12,9 @@ RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 class PoolSettings(Settings):
     """The fixed pool that does the work.
 
-    encoders: actors with the network, each at work on two fragments; decoders: tasks that read
-    and decode, per fragment, on the encoder's node; gpus: of each encoder; threads: of each
-    encoder's backbone on CPU; batch_size: images the network sees at once.
+    encoders: actors with the network, each working on two fragments. decoders: tasks that read and
+    decode, per fragment, on the encoder's node. gpus: of each encoder. threads: of each encoder's
+    backbone on CPU. batch_size: images that the network processes at once.
     """
 
     encoders: int = Field(default=1, ge=1)
@@ -32,10 +32,11 @@ class PoolSettings(Settings):
 class FeaturizeSettings(Settings):
     """Images in, backbone features out.
 
-    output: the folder or `s3://` prefix the feature files go to. views: of some of the images
-    a second view is featurized too; training makes better codes with some thousands of such
-    pairs. fragment_rows: images per feature file. A run whose rejects pass the share
-    `max_reject_fraction` fails.
+    output: the folder or `s3://` prefix for the feature files. fragment_rows: images per feature
+    file. max_reject_fraction: if the share of rejects exceeds it, the run fails.
+
+    Some images also get the features of a second view (`views`); training makes better codes with
+    some thousands of such pairs.
     """
 
     source: SourceSettings
@@ -50,11 +51,11 @@ class FeaturizeSettings(Settings):
 class EncodeSettings(Settings):
     """Images or features in, a new version of the index out.
 
-    index: its URI; model: the digest of a model in it, or a unique prefix. run: the name under
-    which the work is kept; the same name continues. It defaults to a digest of the settings, so
-    the same command continues. append: add to the current version instead of replacing it.
-    fragment_rows: images per code file. A run whose rejects pass the share
-    `max_reject_fraction` publishes nothing.
+    index: a folder or `s3://` prefix. model: the digest of a model in the index, or a unique
+    prefix. run: the name of the run; the same name continues it. Default: a digest of the settings,
+    so the same command continues. append: add to the current version instead of replacing it.
+    fragment_rows: images per code file. max_reject_fraction: if the share of rejects exceeds it,
+    the run publishes nothing.
     """
 
     index: Location

@@ -1,4 +1,4 @@
-"""What a run covers: its plan against what lies at the source now.
+"""What a run covers: its plan compared with the files at the source now.
 
 A run is planned once, so what is added later is not in it. Both lists come in the order of the
 paths and are compared as streams.

@@ -1,8 +1,8 @@
 """One fragment, from its units to its entry in the ledger.
 
 `FragmentEncoder` is the actor that Ray Data sends fragment numbers to. It starts the loading
-tasks of a fragment, encodes the chunks they stream to it, writes the files, and commits. What
-fails on the way leaves nothing that counts, so a fragment can always be done again.
+tasks of a fragment, encodes the chunks they stream to it, writes the files, and commits. A
+failure leaves nothing that counts, so a fragment can always be encoded again.
 """
 
 import logging

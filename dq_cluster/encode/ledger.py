@@ -2,8 +2,8 @@
 
     <run>/ledger/<fragment>.json   created if absent: the first writer wins
 
-A fragment computed twice (a retried task, a second driver) is therefore counted once. What the
-loser wrote is named nowhere, and so does not exist.
+A fragment computed twice (a retried task, a second driver) is therefore counted once. Nothing
+names the files of the other writer, so they do not exist for any reader.
 """
 
 import contextlib

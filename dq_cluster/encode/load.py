@@ -1,6 +1,6 @@
-"""Loading: the units of one lane become chunks an encoder can take, rejects set apart.
+"""Loading: the units of one lane become chunks for an encoder, and rejects.
 
-Runs in its own task on a CPU, away from the encoder. No Ray here.
+It runs in a task of its own on a CPU, beside the encoder. No Ray here.
 """
 
 import time
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason, RejectError
-from dq_cluster.images.guard import Apart, Decode, watched
+from dq_cluster.images.guard import ChildDecoder, Decode, watched
 from dq_cluster.images.sources import open_source
 from dq_cluster.images.units import Unit
 from dq_cluster.images.values import matrix
@@ -78,7 +78,7 @@ def _chunks(
     for table in tables:
         reasons = _with_null_ids(table)
         if expected.image_size:
-            with Apart(source.limits) if apart else watched(source.limits) as decode:
+            with ChildDecoder(source.limits) if apart else watched(source.limits) as decode:
                 payload = _pixels(table, reasons, expected.image_size, decode)
         else:
             payload = _features(table, reasons, expected.feature_dim)

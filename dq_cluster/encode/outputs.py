@@ -1,4 +1,4 @@
-"""What an encoder actor makes of a chunk, and the file a fragment becomes: codes or features.
+"""What an encoder actor computes from a chunk, and the file of a fragment: codes or features.
 
 Plain picklable descriptions; `open` loads the networks where the work is done.
 """

@@ -20,10 +20,10 @@ from dq_cluster.errors import QualityGateError
 
 # Of each encoder; see FragmentEncoder.
 _FRAGMENTS_AT_ONCE = 2
-# What actors take to start on a slow machine.
+# Time that actors need to start on a slow machine.
 _START_S = 60
-# Ray Data keeps books per block; many fragments therefore share one. Each is still committed
-# on its own.
+# Ray Data has overhead per block, so many fragments share one. Each is still committed on its
+# own.
 _MAX_BLOCKS = 4096
 
 
@@ -55,7 +55,7 @@ def run_fragments(
 
 
 def _receipts(job: Job, pool: PoolSettings, todo: list[int]) -> Iterator[Receipt]:
-    context = quiet_data_context()  # what a reader wants is in RunProgress
+    context = quiet_data_context()  # RunProgress shows what a user needs
     # Another driver may take the room that was there a moment ago.
     context.wait_for_min_actors_s = round(patience_of(os.environ).taken + _START_S)
     with DataContext.current(context), spoken(needs(pool)) as reports:

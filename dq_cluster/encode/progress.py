@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line now and then elsewhere, and metrics."""
+"""The progress of a run: a bar on a terminal, a line from time to time elsewhere, and metrics."""
 
 import sys
 import time

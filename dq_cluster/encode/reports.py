@@ -1,7 +1,7 @@
-"""What keeps the encoders from their work, said on the driver's standard error.
+"""Why encoders cannot work at the moment, reported on the driver's standard error.
 
-Their own logs stay in files of their nodes. `Reports` is an actor that gathers, and `spoken` a
-thread of the driver that asks it, and the cluster, now and then.
+Their own logs stay in files of their nodes. `Reports` is an actor that collects the reasons, and
+`spoken` a thread of the driver that asks it, and the cluster, from time to time.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What is asked of a run: what decides the files it makes. How many workers make them does not."""
+"""The request of a run: the settings that decide its files. The number of workers is not one."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a driver starts with: a plan for its request, and a ledger of which all files are there."""
+"""How a driver starts: a plan for its request, and a ledger whose files all exist."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How often a fragment is tried, and how long after each failure. Decisions only."""
+"""How often a fragment is tried, and the pause after each failure. Decisions only."""
 
 from dataclasses import dataclass, replace
 

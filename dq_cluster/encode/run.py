@@ -1,4 +1,4 @@
-"""Encoding: a pile of images or features becomes the next version of an index."""
+"""Encoding: a collection of images or features becomes the next version of an index."""
 
 import sys
 from typing import Any

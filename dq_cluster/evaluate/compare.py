@@ -65,7 +65,7 @@ def compare(
         )
     if len(features) < k:
         raise InputError(f"mAP@{k} needs {k} features to search, found {len(features)}")
-    asked = labelled_queries(query_labels, k)
+    with_label = labelled_queries(query_labels, k)
     # Equal distances are told apart by row: files sorted by class would make ties a hint.
     order = np.random.default_rng(0).permutation(len(features))
     features, labels = features[order], labels[order]
@@ -92,7 +92,7 @@ def compare(
         return Row(
             method=name,
             bits=length,
-            map=[float(ap[asked].mean()) for ap in precisions],
+            map=[float(ap[with_label].mean()) for ap in precisions],
             recall=[recall_at_k(found, exact) for found, _ in runs],
             training={
                 figure: [training[figure] for _, training in runs]

@@ -1,4 +1,4 @@
-"""The comparison of methods on a pile of one's own: features in, a table and a report out."""
+"""The comparison of methods on your own features: a table, and a report."""
 
 import logging
 import time
@@ -125,7 +125,7 @@ def _summary(
     if any(row.training for row in rows):
         sentences.append(
             "Training ends with this variance of the embedding, which has unit length, and this "
-            "many words per sub-space in use (perplexity)."
+            "many centroids per sub-space in use (perplexity)."
         )
     missing = [int((~labelled(side)).sum()) for side in (query_labels, labels)]
     if any(missing):

@@ -9,10 +9,14 @@ from dq_cluster.model.config import ModelSettings
 
 
 class EvaluateSettings(Settings):
-    """index, version: what is measured (default: the current version); database, queries: URIs
-    of features, of the images in the version and of others; feature_column: of both; id_column:
-    the ids of database, as they were encoded; k: depth of mAP@k; k_factor:
-    candidates for each neighbour that the second code re-ranks, where there is one."""
+    """Measure a version of an index.
+
+    index: a folder or `s3://` prefix. version: default: the current version. database: features of
+    the images in the version. queries: features of other images. feature_column: of both.
+    id_column: the ids of database, as they were encoded. k: depth of mAP@k. k_factor: candidates
+    for each neighbour that the second code re-ranks, if there is one. max_queries: largest number
+    of queries.
+    """
 
     index: Location
     version: int | None = None
@@ -26,10 +30,13 @@ class EvaluateSettings(Settings):
 
 
 class CompareSettings(Settings):
-    """database, queries: URIs of features with a `label` column; feature_column: of both.
-    methods: of `METHODS` and `ABLATIONS`. bits, seeds: every method runs at each length with each
-    seed. model: DeepQuan's other settings. report: folder for report.html and report.md, if
-    wanted; it also keeps the rows measured so far, with which a repeated command goes on."""
+    """Compare DeepQuan with other methods on features.
+
+    database, queries: features, with a `label` column for mAP. feature_column: of both. methods:
+    from `METHODS` and `ABLATIONS`. bits: code lengths; every method runs at each. seeds: every
+    method runs with each. k: depth of mAP@k. max_queries: largest number of queries. report: folder
+    for report.html and report.md; it also keeps the finished rows, so a repeated command continues.
+    """
 
     database: Location
     queries: Location

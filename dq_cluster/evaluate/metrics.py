@@ -13,10 +13,10 @@ def labelled(labels: np.ndarray) -> np.ndarray:
 
 def labelled_queries(labels: np.ndarray, k: int) -> np.ndarray:
     """Which queries count in mAP@k, (q,) bool. Raises InputError if none has a label."""
-    asked = labelled(labels)
-    if not asked.any():
-        raise InputError(f"mAP@{k} needs labels, and none of the {len(asked)} queries has one")
-    return asked
+    with_label = labelled(labels)
+    if not with_label.any():
+        raise InputError(f"mAP@{k} needs labels, and none of the {len(with_label)} queries has one")
+    return with_label
 
 
 def relevance(neighbours: np.ndarray, query_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -61,8 +61,8 @@ def mean_average_precision(
 
     Queries without a label are left out. Raises InputError if none has one.
     """
-    asked = labelled_queries(query_labels, k)
-    relevant = relevance(neighbours[asked], query_labels[asked], labels)
+    with_label = labelled_queries(query_labels, k)
+    relevant = relevance(neighbours[with_label], query_labels[with_label], labels)
     return float(average_precision(relevant, k).mean())
 
 

@@ -35,7 +35,7 @@ class Row(BaseModel):
 
 
 class RowFiles:
-    """A file per row, so that a comparison that was cut short goes on with what it has.
+    """A file per row, so that an interrupted comparison continues with the rows it has.
 
     Rows count for the same `inputs` (settings and fingerprints of the features) and the same
     `code` (`evaluate.origin.code_digest`) only; others lie beside them, unread.

@@ -1,4 +1,4 @@
-"""Measuring a version of an index: what its codes find against what exact search finds."""
+"""Measuring a version of an index: search by its codes, compared with exact search."""
 
 from typing import Any
 
@@ -43,10 +43,10 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
         open_features(uri, settings.feature_column, ids=settings.id_column)
         for uri in (settings.queries, settings.database)
     )
-    for pile in (queries, database):
-        pile.check_dim(card.feature_dim, f"model {card.digest[:12]}")
-    asked = min(queries.rows, settings.max_queries)
-    features = queries.read(0, asked).astype(np.float32)
+    for dataset in (queries, database):
+        dataset.check_dim(card.feature_dim, f"model {card.digest[:12]}")
+    count = min(queries.rows, settings.max_queries)
+    features = queries.read(0, count).astype(np.float32)
     k = min(settings.k, database.rows)
 
     exact = _exact_search(network, features, database, k)
@@ -67,13 +67,13 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
             rows[refined], exact, min(_RECALL_AT, k)
         )
     if queries.labelled and database.labelled:
-        classes = queries.labels(0, asked)
-        known = database.labels(0, database.rows)
+        classes = queries.labels(0, count)
+        labels = database.labels(0, database.rows)
         if missing := int((~labelled(classes)).sum()):
             result["queries without label"] = missing
-        if missing < asked:
-            result[f"mAP@{k}"] = mean_average_precision(found, classes, known, k)
-            result[f"mAP@{k} exact"] = mean_average_precision(exact, classes, known, k)
+        if missing < count:
+            result[f"mAP@{k}"] = mean_average_precision(found, classes, labels, k)
+            result[f"mAP@{k} exact"] = mean_average_precision(exact, classes, labels, k)
     return result
 
 
@@ -82,12 +82,15 @@ def _exact_search(
 ) -> np.ndarray:
     """Rows (n, k) of the database nearest to the queries by cosine of the centred features."""
     mean = network.mean.numpy()
-    wanted = directions(queries, mean)
+    normalized = directions(queries, mean)
     best: list[tuple[np.ndarray, np.ndarray]] = []
     for start in range(0, database.rows, _BLOCK):
         block = database.read(start, min(start + _BLOCK, database.rows))
         scores, rows = faiss.knn(
-            wanted, directions(block, mean), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT
+            normalized,
+            directions(block, mean),
+            min(k, len(block)),
+            metric=faiss.METRIC_INNER_PRODUCT,
         )
         scores, rows, _ = merge([*best, (scores, rows + start)], k)
         best = [(scores, rows)]

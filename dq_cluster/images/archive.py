@@ -1,8 +1,8 @@
-"""Tars, read as a stream from first to last member, in which damage cannot pass for the end.
+"""Tars, read as a stream from first to last member; damage is never taken for the end.
 
-`tarfile` takes a damaged header for the end of the archive, and so does it a file that was cut
-between two members. Here only an end marker, a block of zeros, is an end; as often as tars are
-put one behind the other. Compression is told by the first bytes: gzip, bzip2, xz, zstd.
+`tarfile` takes a damaged header, or a file that was cut between two members, for the end of the
+archive. Here only an end marker, a block of zeros, is an end; there are several where tars are
+concatenated. The first bytes decide the compression: gzip, bzip2, xz, zstd.
 """
 
 import bz2

@@ -1,4 +1,4 @@
-"""Colours as they are meant: from those of an embedded profile to sRGB."""
+"""Colour management: from an embedded profile to sRGB."""
 
 import contextlib
 import io

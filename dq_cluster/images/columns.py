@@ -1,7 +1,7 @@
-"""Which columns of a file are meant, and reading them by name.
+"""Choosing the columns of a file, and reading them by name.
 
-A name with dots goes into structs: `image.bytes`. Where the usual column is missing and only one
-other can be meant, that one is.
+A name with dots is a field of a struct: `image.bytes`. If the usual column is missing and only one
+other fits, that one is used.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def payload_column(
 
 
 def id_column(schema: pa.Schema, wanted: str, feature: str | None = None) -> str:
-    """The column of ids: `wanted`, or ROW for the row's number in the pile, or PATH for
+    """The column of ids: `wanted`, or ROW for the row's number in the dataset, or PATH for
     `<file>#<row>`, each of which a column of that name comes before.
 
     feature: the column of features, in files that may do without ids: where there is no `id`,
@@ -83,7 +83,7 @@ def id_column(schema: pa.Schema, wanted: str, feature: str | None = None) -> str
 @dataclass(frozen=True)
 class Place:
     """Consecutive rows of a file: of the file `path` at `uri`, the rows `rows` of it; `base` rows
-    of the pile come before the file."""
+    of the dataset come before the file."""
 
     uri: str
     path: str

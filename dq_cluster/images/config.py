@@ -15,9 +15,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ImageLimits(Settings):
-    """What one image may cost before it is rejected.
+    """An image over one of these limits is rejected.
 
-    max_seconds: to fetch it, and again to decode it.
+    max_bytes: of its encoded file. max_pixels: of the decoded image. max_seconds: to fetch it, and
+    again to decode it.
     """
 
     max_bytes: int = Field(default=64 << 20, ge=1)
@@ -26,15 +27,17 @@ class ImageLimits(Settings):
 
 
 class SourceSettings(Settings):
-    """A pile of images, or of features, at `uri` (a local path or `s3://`).
+    """A collection of images, or of features, at `uri` (a local path or `s3://`).
 
-    folder: image files; the id is the path below `uri`, `label` the folder an image lies in.
-    parquet: files with an `image_column` of encoded bytes. webdataset: tars; the id is the key.
-    inventory: Parquet files whose `uri_column` names each image; only URIs that begin with a
-    prefix in `allow` (`https://img.example.com/`, `s3://photos/`, `/data/`) are read.
-    features: Parquet files with a `feature_column`.
+    Kind `folder`: image files; the id is the path below `uri`, `label` the folder of the image.
+    `parquet`: files with an `image_column` of encoded bytes. `webdataset`: tars; the id is the key.
+    `inventory`: Parquet files whose `uri_column` names each image; only URIs that begin with a
+    prefix in `allow` (`https://img.example.com/`, `s3://photos/`, `/data/`) are read. `features`:
+    Parquet files with a `feature_column`, or `.npy` files.
 
-    `columns` are carried into the code files; `uri` is always known.
+    uri: a file, a folder, or a prefix. id_column: the ids; also `row` or `path`. image_column:
+    encoded images. uri_column: addresses of images. feature_column: features. columns: carried into
+    the code files; `uri` is always available. allow: URI prefixes that an inventory may name.
     """
 
     kind: SourceKind
@@ -59,8 +62,8 @@ class SourceSettings(Settings):
 class ViewSettings(Settings):
     """Second views of images: cropped, mirrored, and recoloured at random.
 
-    fraction: share of the images that get one. min_area: least share of the image that a crop
-    keeps; close to 1 where the outline says what an image shows.
+    fraction: share of the images that get one. min_area: smallest share of the image that a crop
+    keeps; choose it close to 1 if the outline says what an image shows.
     """
 
     fraction: float = Field(default=0.2, ge=0, le=1)
@@ -70,10 +73,10 @@ class ViewSettings(Settings):
 class BackboneSettings(Settings):
     """The frozen network that turns pixels into features.
 
-    path: the file of an `onnx` backbone; name: the model of `torchvision` or `timm`.
-    image_size: the side of the square the network sees, pixels. mean, std: per channel, of
-    values in [0, 1]. sha256: if given, the weights must hash to it. threads: 0 lets the
-    runtime choose.
+    kind: where the network comes from. path: the file of an `onnx` backbone. name: the model of
+    `torchvision` or `timm`. image_size: the side of the square that the network sees, in pixels.
+    mean, std: per channel, of values in [0, 1]. sha256: the digest that the weights must have.
+    threads: of the runtime on CPU; 0 lets it choose.
     """
 
     kind: BackboneKind = "efficientnet-lite0"

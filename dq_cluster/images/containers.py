@@ -1,9 +1,9 @@
 """The part of a picture file that decides its pixels, without the rest.
 
-Files carry text, previews, histories of editing, and whole other pictures. A decoder that reads
-them rejects good pictures for a damaged remark, so it gets to see none of it. What matters for how
-the pixels are shown, the orientation and the colour profile, is read here, and if it is damaged
-then it counts as missing.
+Files contain text, previews, editing histories, and whole other pictures. A decoder that reads
+them rejects good pictures because of a damaged comment, so they are removed before. What decides
+how pixels are shown, the orientation and the colour profile, is read here; if damaged, it counts
+as missing.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Encoded bytes become the square of pixels a backbone sees, or are rejected with a reason."""
+"""Encoded bytes become the square of pixels for a backbone, or are rejected with a reason."""
 
 import importlib
 import io

@@ -1,4 +1,4 @@
-"""What a picture is, told by its first bytes: names of files lie, and often say nothing."""
+"""The format of a picture, by its first bytes: file names can be wrong or say nothing."""
 
 from importlib.util import find_spec
 

@@ -1,8 +1,8 @@
-"""Decoding in spite of images that crash their decoder or keep it busy for ever.
+"""Decoding that survives images which crash their decoder or keep it busy forever.
 
-Decoders are C libraries, and an image may find a bug in one. Decoding `watched` costs nothing, and
-such an image ends the process; decoding `Apart` costs a child process, and tells which it was.
-Images of callers are decoded apart, by an `ApartPool`.
+Decoders are C libraries, and an image may trigger a bug in one. `watched` decodes at no cost in
+this process, which such an image ends. A `ChildDecoder` decodes in a child process, and knows
+which image ended it. A `ChildDecoderPool` does so for the images of callers.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ from dq_cluster.images.rejects import Reason, RejectError
 # (data, size) to pixels (size, size, 3) uint8, or RejectError.
 Decode = Callable[[bytes, int], np.ndarray]
 
-# Setting the watch takes a fifth of the time of decoding a thumbnail, so not for every image.
+# Setting the timer takes a fifth of the time of decoding a thumbnail, so not for every image.
 _WATCH_EVERY = 1.0  # seconds
 _STDERR = 2
-# A child may be killed by what is not the image's fault, such as want of memory; hardly twice.
+# A child may be killed for another reason, such as a lack of memory, but hardly twice.
 _TRIES = 2
 
 
@@ -54,7 +54,7 @@ def watched(limits: ImageLimits) -> Iterator[Decode]:
         faulthandler.cancel_dump_traceback_later()
 
 
-class Apart:
+class ChildDecoder:
     """`decode_image` in a child process; an image that ends it is rejected. Use as a context.
 
     The child ends itself when an image takes `limits.max_seconds`, and when this process is gone.
@@ -112,8 +112,8 @@ class Apart:
             self._child = None
 
 
-class ApartPool:
-    """`Apart` for callers in several threads: each call has one of `children` for itself.
+class ChildDecoderPool:
+    """`ChildDecoder` for callers in several threads: each call has one of `children` for itself.
 
     They start when they are first needed, and end with the pool.
     """
@@ -122,7 +122,7 @@ class ApartPool:
         self._free: queue.SimpleQueue[Decode] = queue.SimpleQueue()
         stack = contextlib.ExitStack()
         for _ in range(children):
-            self._free.put(stack.enter_context(Apart(limits)))
+            self._free.put(stack.enter_context(ChildDecoder(limits)))
         weakref.finalize(self, stack.close)
 
     def __call__(self, data: bytes, size: int) -> np.ndarray:
@@ -150,5 +150,5 @@ def _serve(pipe: Connection, limits: ImageLimits) -> None:
 
 
 def _watch(seconds: float) -> None:
-    """End this process in `seconds` if the watch is not set anew or cancelled until then."""
+    """End this process in `seconds` unless the timer is set again or cancelled before."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)

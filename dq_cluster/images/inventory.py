@@ -1,8 +1,8 @@
-"""An inventory: Parquet that names each image by its URI, and the guarded road to it.
+"""An inventory: Parquet that names each image by its URI, and safe access to these URIs.
 
-An inventory is often written by somebody else. What it may make this machine read is therefore
-named by the user: `allow` lists URI prefixes, and everything else is a reject. A host name that
-leads to a private address is refused whatever it says, unless `allow` names that address itself.
+An inventory is often written by somebody else. So the user says what it may make this machine
+read: `allow` lists URI prefixes, and everything else is a reject. A host name that resolves to a
+private address is refused, unless `allow` names that address itself.
 """
 
 import errno
@@ -89,7 +89,7 @@ def fetch(uri: str, allow: tuple[str, ...], limits: ImageLimits) -> bytes:
 
 
 def _check_is_file(path: str) -> None:
-    """Raise RejectError where nothing lies at `path`, or a pipe or device, which may never end."""
+    """Raise RejectError if there is no file at `path`, or a pipe or device, which may never end."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise RejectError(Reason.FORBIDDEN)

@@ -1,8 +1,8 @@
-"""What the name of a file says about it. Names lie, so only clear ones are believed."""
+"""What the name of a file says about it. Only known suffixes are trusted."""
 
 from dq_cluster.images.formats import is_readable
 
-# Believed to be pictures: a pile of many millions is planned without opening one of them.
+# Trusted to be pictures: many millions of files are planned without opening one of them.
 _PICTURES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"),
     *(".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs"),
@@ -66,5 +66,5 @@ def is_camera_raw(suffix: str) -> bool:
 
 
 def system_folder(path: str) -> str | None:
-    """The folder of the system's own that `path` lies in, if it does."""
+    """The system folder that contains `path`, if there is one."""
     return next((part for part in path.split("/")[:-1] if part in SYSTEM_FOLDERS), None)

@@ -149,7 +149,7 @@ class ParquetRows:
         return ids.made and ids.source == ROW
 
     def dimension(self) -> int | None:
-        """How many numbers the first feature of the pile has, if there is one."""
+        """How many numbers the first feature of the dataset has, if there is one."""
         for info in self.listing():
             file = open_rows(self._storage, info.path)
             column = self._layout(file.schema, info.path)[self._payload.name]
@@ -230,7 +230,7 @@ class ParquetRows:
         return layout
 
     def _check_alike(self, layout: dict[str, Column], first: dict[str, Column], path: str) -> None:
-        """Raise InputError where the ids or payloads of two files cannot be of one pile.
+        """Raise InputError where the ids or payloads of two files cannot be of one dataset.
 
         Carried columns may differ as far as `schema` finds a type for all files.
         """

@@ -1,8 +1,7 @@
-"""Samples of any depth and kind become 8 bits of grey, RGB, or CMYK, with nothing to see through.
+"""Samples of any depth and kind become 8 bits of grey, RGB, or CMYK, without transparency.
 
-Where a file says what its samples mean, that holds: the whole range of 8, 12, or 16 bits, however
-little of it a picture uses. For floats, signed numbers, and 32 bits there is no such rule, and
-`open_ended` is ours.
+Unsigned samples of up to 16 bits use the whole range of their depth, however little of it a picture
+uses. For floats, signed numbers, and 32 bits there is no such rule; `open_ended` is ours.
 """
 
 import numpy as np
@@ -60,14 +59,14 @@ def open_ended(values: np.ndarray) -> np.ndarray:
     """
     with np.errstate(invalid="ignore"):  # of NaN
         values = values.astype(np.float64)
-    known = np.abs(values) < _MISSING
-    if not known.any():
+    valid = np.abs(values) < _MISSING
+    if not valid.any():
         return np.zeros(values.shape, np.uint8)
-    low, high = values[known].min(), values[known].max()
+    low, high = values[valid].min(), values[valid].max()
     for limit in _RANGES:
         room = limit * _ROOM
         if low >= -room and limit * _FILLED <= high <= limit + room:
             low, high = 0, limit
             break
-    scaled = (np.where(known, values, low) - low) * (255 / max(high - low, 1e-30))
+    scaled = (np.where(valid, values, low) - low) * (255 / max(high - low, 1e-30))
     return scaled.clip(0, 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What a source leaves out, counted; and what to do about it, in words."""
+"""The files that a source skips, counted, with advice what to do."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from dq_cluster.images.formats import INSTALL
 from dq_cluster.images.names import suffix_of
 from dq_cluster.storage import FileInfo, Storage
 
-# Distinct kinds that are counted apart, and that are told.
+# Distinct kinds that are counted, and that are reported.
 _MOST_KINDS = 1000
 _TOLD_KINDS = 20
 _OTHERS = "others"
@@ -48,11 +48,11 @@ class Skipped:
 def most_frequent(kinds: Mapping[str, int]) -> dict[str, int]:
     """`kinds` with the most frequent first and the rare ones put together as `others`."""
     ranked = sorted(kinds.items(), key=lambda item: (item[0] == _OTHERS, -item[1], item[0]))
-    told = dict(ranked[:_TOLD_KINDS])
+    reported = dict(ranked[:_TOLD_KINDS])
     rest = sum(count for _, count in ranked[_TOLD_KINDS:])
     if rest:
-        told[_OTHERS] = told.get(_OTHERS, 0) + rest
-    return told
+        reported[_OTHERS] = reported.get(_OTHERS, 0) + rest
+    return reported
 
 
 def skipped_text(kinds: Mapping[str, int], formats: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Sources: where images or features lie, listed as units and read as Arrow tables."""
+"""Sources of images or features, listed as units and read as Arrow tables."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -18,7 +18,7 @@ _FILES = ("folder", "webdataset")  # kinds whose images are files, not rows
 
 
 class Source(Protocol):
-    """A pile of images or features, on storage.
+    """A collection of images or features, on storage.
 
     `read` yields tables with the columns `id` (string or int64, null where the input has none),
     `uri`, the carried columns, `reason` (null, or why there is nothing to decode), and `image`
@@ -32,10 +32,10 @@ class Source(Protocol):
         """The files, in the order of their paths, that the names do not rule out, as a stream."""
 
     def holds(self, info: FileInfo) -> bool:
-        """Whether a file of `listing` belongs to the pile; its first bytes may be read."""
+        """Whether a file of `listing` belongs to the dataset; its first bytes may be read."""
 
     def units(self) -> Iterator[Unit]:
-        """List the pile, as a stream. Raises InputError where a file has another schema."""
+        """List the dataset, as a stream. Raises InputError where a file has another schema."""
 
     def read(self, units: Iterable[Unit], rows: int) -> Iterator[pa.Table]:
         """Read units in order, in tables of at most `rows` rows.
@@ -56,7 +56,7 @@ def source_schema(settings: SourceSettings) -> pa.Schema:
 
 
 def numbers_rows(settings: SourceSettings) -> bool:
-    """Whether the ids of a source are the numbers of its rows, which start at 0 in every pile."""
+    """Whether the ids of a source are its row numbers, which start at 0 in every dataset."""
     return settings.kind not in _FILES and ParquetRows(settings).numbers_rows()
 
 

@@ -83,7 +83,7 @@ def row_files(storage: Storage, skipped: Skipped, *, arrays: bool) -> Iterator[F
 def split_uri(uri: str) -> tuple[Storage, str]:
     """The folder to list and "", or the folder of a single file of rows and its name.
 
-    Spark names its folders like files: `pile.parquet/part-00000.parquet`.
+    Spark names its folders like files: `images.parquet/part-00000.parquet`.
     """
     storage = Storage(uri)
     if not uri.lower().endswith((*SUFFIXES, ARRAY)):
@@ -96,7 +96,7 @@ def split_uri(uri: str) -> tuple[Storage, str]:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether the file is at fault, and not the road to it or a lack of memory.
+    """Whether the file itself is damaged, and not its access or a lack of memory the cause.
 
     Arrow reports damage, too, as OSError; a filesystem's has a number, a cause, or a kind.
     """
@@ -177,9 +177,9 @@ class _Array:
                 f"{where} is stored by columns; save it again with numpy.ascontiguousarray"
             )
         count, self._dim = shape
-        wanted, size = self._offset + count * self._row_bytes, storage.size(path)
-        if size != wanted:
-            raise InputError(f"{where} has {size} bytes, its header says {wanted}; restore it")
+        expected, size = self._offset + count * self._row_bytes, storage.size(path)
+        if size != expected:
+            raise InputError(f"{where} has {size} bytes, its header says {expected}; restore it")
         value = pa.from_numpy_dtype(self._dtype.newbyteorder("="))
         self.schema = pa.schema([(FEATURE, pa.list_(value, self._dim))])
         whole, rest = divmod(count, _ARRAY_GROUP)
@@ -248,8 +248,8 @@ def _is_array(path: str) -> bool:
 
 def _about(path: str) -> str | None:
     """Where clip-retrieval keeps what it knows about the rows of an array."""
-    known = _EMBEDDINGS.fullmatch(path)
-    return f"{known[1]}metadata/metadata_{known[2]}.parquet" if known else None
+    match = _EMBEDDINGS.fullmatch(path)
+    return f"{match[1]}metadata/metadata_{match[2]}.parquet" if match else None
 
 
 def _header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -53,7 +53,7 @@ class WebDataset:
 
     The id is `<tar>/<key>`. A carried column is a key of the sample's `.json`, or a member's
     extension; its values are text. A sample ends where the key changes, or where an extension
-    comes again.
+    is repeated.
     """
 
     id_type = pa.string()

@@ -1,6 +1,6 @@
 """Small pictures of images that were featurized or encoded, by their URI.
 
-Only an image comes out: whatever a `uri` names is decoded and encoded again, so a pile that
+Only an image comes out: whatever a `uri` names is decoded and encoded again, so a dataset that
 lists other files cannot be used to read them. Nothing is fetched over HTTP.
 """
 

@@ -180,9 +180,9 @@ def open_code_file(
         "model": (model, metadata.get(_MODEL, b"none").decode()),
         "geometry": (geometry.model_dump_json(), metadata.get(_GEOMETRY, b"none").decode()),
     }
-    for what, (wanted, found) in checks.items():
-        if wanted != found:
-            raise IntegrityError(f"{where}: {what} is {found}, the manifest says {wanted}")
+    for what, (expected, actual) in checks.items():
+        if expected != actual:
+            raise IntegrityError(f"{where}: {what} is {actual}, the manifest says {expected}")
     return file
 
 

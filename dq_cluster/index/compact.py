@@ -88,7 +88,10 @@ def compact(index: Index, target_rows: int = 1_000_000) -> Manifest:
 def plan_compaction(
     files: tuple[FileEntry, ...], deleted: set[str], target_rows: int
 ) -> Iterator[list[FileEntry]]:
-    """Consecutive files that become one; one of half the target with nothing deleted is let be."""
+    """Groups of consecutive files to merge.
+
+    A file that has half of `target_rows` and no deleted rows is a group of its own.
+    """
     group: list[FileEntry] = []
     for file in files:
         alone = 2 * file.rows >= target_rows and file.path not in deleted

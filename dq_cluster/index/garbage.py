@@ -43,16 +43,16 @@ class RunFiles:
     published: bool = False
 
     def heard_of(self) -> datetime | None:
-        """When a driver last said that it is alive."""
+        """When a driver last wrote a sign of life."""
         return max((sign.modified for sign in self.signs), default=None)
 
     def alive(self, now: datetime) -> bool:
-        """Whether a driver is at work, whatever the age of the files."""
+        """Whether a driver works on the run, whatever the age of the files."""
         heard_of = self.heard_of()
         return heard_of is not None and now - heard_of < ALIVE_FOR
 
-    def quiet(self, now: datetime, grace: timedelta) -> bool:
-        """Whether nobody is at work and nothing has been written for the grace period.
+    def idle(self, now: datetime, grace: timedelta) -> bool:
+        """Whether no driver works on the run and nothing was written within the grace period.
 
         A run counts as a whole: what it wrote days ago will be named by the manifest that it has
         not published yet.
@@ -65,10 +65,10 @@ class RunFiles:
         return [info for info in self.others if info.path not in live]
 
     def garbage(self, live: Collection[str], now: datetime) -> list[FileInfo]:
-        """What may go of a quiet run, in the order in which it may: files that no version names.
+        """Files of an idle run that no version names, in the order in which they may be removed.
 
-        None where there are strangers among them: then it is not known whose they all are. The
-        request of a published run stays with the word that it is published.
+        Empty if there are strangers among them: then it is unknown to whom the files belong. The
+        request of a published run stays, with the mark that it is published.
         """
         if self.strangers(live):
             return []

@@ -1,4 +1,4 @@
-"""Garbage collection: files that no version names, once they are old and nobody is at work on them.
+"""Garbage collection: files that no version names, once they are old and no driver uses them.
 
 What is removed is looked at twice. Between the two looks a run may be resumed and publish, and a
 version may be published or rolled back to; `dq_cluster.run` and `index.catalog` say why at least
@@ -220,7 +220,7 @@ class _Collection:
         heard_of = files.heard_of()
         if heard_of is not None and files.alive(self._now):
             return f"a driver was at work {_text(self._now - heard_of)} ago"
-        if not files.quiet(self._now, self._grace):
+        if not files.idle(self._now, self._grace):
             return f"has files younger than the grace period of {_text(self._grace)}"
         return ""
 

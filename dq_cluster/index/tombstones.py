@@ -36,17 +36,17 @@ def delete_ids(index: Index, ids: Sequence[int] | Sequence[str] | pa.Array) -> M
 
     def make(version: int, parent: int | None) -> Manifest:
         old = index.manifest(parent)
-        wanted = to_ids(ids, old.id_type)
-        found = _places(index.storage, old, wanted)
-        absent = pc.filter(wanted, pc.invert(pc.is_in(wanted, found.column("id"))))
+        requested = to_ids(ids, old.id_type)
+        places = _places(index.storage, old, requested)
+        absent = pc.filter(requested, pc.invert(pc.is_in(requested, places.column("id"))))
         if len(absent):
             some = ", ".join(map(str, absent[:3].to_pylist()))
             raise NotFoundError(
-                f"{len(absent)} of {len(wanted)} ids are not in version {old.version} ({some}"
+                f"{len(absent)} of {len(requested)} ids are not in version {old.version} ({some}"
                 f"{', …' if len(absent) > 3 else ''}); nothing was deleted"
             )
         path = f"data/{run}/tombstones-{version}.parquet"
-        entry = write_parquet(index.storage, path, found)
+        entry = write_parquet(index.storage, path, places)
         return old.model_copy(
             update={
                 "version": version,
@@ -111,14 +111,14 @@ def _read_ids(
     yield from read_ahead(read, files, _READERS)
 
 
-def _places(storage: Storage, manifest: Manifest, wanted: pa.Array) -> pa.Table:
-    """`path`, `row`, and `id` of every live row with one of the ids `wanted`."""
-    ordered = np.sort(wanted.to_numpy(zero_copy_only=False))
+def _places(storage: Storage, manifest: Manifest, requested: pa.Array) -> pa.Table:
+    """`path`, `row`, and `id` of every live row with one of the ids `requested`."""
+    ordered = np.sort(requested.to_numpy(zero_copy_only=False))
     files = [file for file in manifest.files if _may_hold(file, ordered)]
     deleted = read_tombstones(storage, manifest)
     parts = []
     for file, ids in _read_ids(storage, manifest, files):
-        rows = np.flatnonzero(pc.is_in(ids, wanted).to_numpy(zero_copy_only=False))
+        rows = np.flatnonzero(pc.is_in(ids, requested).to_numpy(zero_copy_only=False))
         rows = np.setdiff1d(rows, deleted.get(file.path, ()))
         parts.append(
             pa.table(
@@ -130,7 +130,7 @@ def _places(storage: Storage, manifest: Manifest, wanted: pa.Array) -> pa.Table:
             )
         )
     empty = {"path": pa.array([], pa.string()), "row": pa.array([], pa.int64())}
-    return pa.concat_tables([pa.table(empty | {"id": wanted[:0]}), *parts])
+    return pa.concat_tables([pa.table(empty | {"id": requested[:0]}), *parts])
 
 
 def _may_hold(file: FileEntry, ordered: np.ndarray) -> bool:

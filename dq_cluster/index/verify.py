@@ -134,12 +134,12 @@ def _contents(
 def _row_problems(file: pq.ParquetFile, manifest: Manifest, local: Path | None) -> Iterator[str]:
     """Read the codes, cells, second codes, ids, and carried columns, a batch at a time."""
     geometry, found = manifest.geometry, file.schema_arrow
-    wanted = {"id": pa.type_for_alias(manifest.id_type), "code": pa.binary(geometry.code_size)}
+    expected = {"id": pa.type_for_alias(manifest.id_type), "code": pa.binary(geometry.code_size)}
     if geometry.refine_m:
-        wanted["refine_code"] = pa.binary(geometry.refine_m)
+        expected["refine_code"] = pa.binary(geometry.refine_m)
     if geometry.nlist:
-        wanted["cell"] = pa.int32()
-    for name, kind in wanted.items():
+        expected["cell"] = pa.int32()
+    for name, kind in expected.items():
         if found.names.count(name) != 1:
             yield f"has {found.names.count(name)} columns '{name}', expected one"
         elif found.field(name).type != kind and not (
@@ -158,10 +158,10 @@ def _row_problems(file: pq.ParquetFile, manifest: Manifest, local: Path | None) 
     if geometry.refine_m:
         for _ in read_second_codes(file, geometry, local):
             pass
-    nulls = dict.fromkeys(wanted, 0)
+    nulls = dict.fromkeys(expected, 0)
     for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
         as_type(batch.column("id"), manifest.id_type)  # raises where one does not fit
-        for name in wanted:
+        for name in expected:
             nulls[name] += batch.column(name).null_count
     for name, count in nulls.items():
         if count:

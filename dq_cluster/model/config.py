@@ -25,19 +25,25 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ModelSettings(Settings):
-    """Everything that decides which DeepQuan is trained on given features.
+    """The network, its codes, and how it is trained.
 
-    bits: length of a code; nbits: bits per sub-code, 8, or 4 for faiss' fast-scan; refine_bits:
-    length of a second code of the same embedding, which re-ranks what the first finds (0: none);
-    hidden: widths of the encoder's hidden layers (the decoder mirrors them); components:
-    directions of the feature that enter the network; whitening: how far what views of an image
-    change is weighed down in them (see `discriminative_components`).
+    bits: length of a code. nbits: bits per sub-code, 8, or 4 for faiss' fast-scan. refine_bits:
+    length of a second code of the same embedding, which re-ranks the results of the first (0:
+    none). dim: dimensions of the embedding. metric: of the embedding. hidden: widths of the
+    encoder's hidden layers (the decoder mirrors them). components: how many directions of the
+    feature enter the network. whitening: how strongly directions that differ between views of one
+    image are scaled down (see `discriminative_components`).
 
-    objective: `semantic` gathers what belongs together on the manifold of the pile (search by
-    class), `neighbours` keeps the feature's own distances (search for near-duplicates). It sets
-    defaults of the network and the loss weights; what is given explicitly wins. Views of images
-    shape the front for `semantic` only, and its codes alone are score-aware (`model.scores`): both
-    change the distances that `neighbours` keeps.
+    triplet_weight, manifold_weight, quantization_weight, distillation_weight: weight of this loss
+    term. temperature: of the softmax in the triplet and distillation terms. neighbours: nearest
+    neighbours of each image from which positives are drawn. epochs: passes over the rows.
+    batch_size: rows of a step, of all workers together. learning_rate, weight_decay: of the
+    optimizer.
+
+    objective: `semantic` brings images of a kind together (search by class), `neighbours` keeps the
+    distances between features (search for near-duplicates). It sets defaults of the network and the
+    loss weights; explicit settings override them. Only `semantic` uses views of images and
+    score-aware codes (`model.scores`): both change the distances that `neighbours` keeps.
     """
 
     bits: int = Field(64, gt=0)
@@ -93,5 +99,5 @@ class ModelSettings(Settings):
 
     @property
     def score_aware(self) -> bool:
-        """Whether codes are chosen for the scores of nearby queries, or as the nearest words."""
+        """Whether codes are chosen for the scores of nearby queries, not as nearest centroids."""
         return self.objective == "semantic"

@@ -23,7 +23,7 @@ from dq_cluster.model.config import ModelSettings
 class Output(NamedTuple):
     """What one forward pass computes.
 
-    target: the standardized input (n, components); embedding (n, dim); quantized: the words the
+    target: the standardized input (n, components); embedding (n, dim); quantized: the centroids the
     embedding is coded as (n, dim), without gradient; reconstruction (n, components).
     """
 
@@ -37,9 +37,9 @@ class DeepQuan(nn.Module):
     """Features (n, feature_dim) float → embeddings (n, dim) → codes (n, code_size) uint8.
 
     Everything learned is inside: `mean` and `components` standardize the feature, `rotation`
-    turns the embedding, which has unit length, towards the words of `codebooks` (m, ksub, dsub).
-    `anchors` and `offset` exist where `assign` is score-aware, `refine_codebooks` where the
-    geometry has a second code.
+    turns the embedding, which has unit length, towards the centroids of `codebooks`
+    (m, ksub, dsub). `anchors` and `offset` exist where `assign` is score-aware, `refine_codebooks`
+    where the geometry has a second code.
     """
 
     mean: Tensor
@@ -98,7 +98,7 @@ class DeepQuan(nn.Module):
 
     @torch.no_grad()
     def assign(self, embedding: Tensor) -> Tensor:
-        """The words that embeddings (n, dim) are coded as, (n, m) int64.
+        """The centroids that embeddings (n, dim) are coded as, (n, m) int64.
 
         Score-aware where the settings say so, else the nearest ones.
         """
@@ -108,7 +108,7 @@ class DeepQuan(nn.Module):
         return scores.assign(embedding, self.codebooks, self.anchors, self.offset, metric)
 
     def quantize(self, embedding: Tensor) -> Tensor:
-        """The words that stand for embeddings (n, dim) in the index."""
+        """The centroids that stand for embeddings (n, dim) in the index."""
         return quantizer.decode(self.assign(embedding), self.codebooks)
 
     @torch.no_grad()

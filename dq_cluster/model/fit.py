@@ -26,8 +26,8 @@ from dq_cluster.model.standardize import (
 )
 from dq_cluster.model.step import Batch, training_loss
 
-# Rotation and words are found from nothing; later epochs follow the network. Few words settle
-# slowly, and get more rounds when the network is final; many would change no more.
+# The first fit finds rotation and centroids from nothing; later epochs follow the network. Few
+# centroids converge slowly, so they get more rounds when the network is final; many need none.
 _FIRST_ROUNDS = 10
 _LATER_ROUNDS = 3
 _LAST_ROUNDS_OF_FEW = 20
@@ -82,7 +82,7 @@ def fit(
     prepared: of the same features and settings, and of views if there are any; default:
     `prepare` without views. on_epoch(epoch, summary) is called after every epoch with the mean
     of each loss term, `variance` (of the embedding, summed over dimensions) and `perplexity`
-    (mean number of words in use per sub-space).
+    (mean number of centroids in use per sub-space).
     """
     prepared = prepared or prepare(features, settings)
     torch.manual_seed(seed)
@@ -202,7 +202,7 @@ def update_quantizer(
 ) -> dict[str, float]:
     """Fit rotation and codebooks to (this worker's share of) the embeddings, the network fixed.
 
-    Epoch 0 starts from new words, drawn from `sample` (which every worker must pass alike;
+    Epoch 0 starts from new centroids, drawn from `sample` (which every worker must pass alike;
     default: the embeddings). Returns `variance` and `perplexity`.
     """
     geometry = network.geometry
@@ -234,7 +234,7 @@ def update_quantizer(
 
 @torch.no_grad()
 def fit_anchors(network: DeepQuan, sample: Tensor, *, seed: int) -> None:
-    """Choose what score-aware assignment goes by, once network, rotation, and words are final.
+    """Choose what score-aware assignment goes by, once network, rotation, and centroids are final.
 
     sample: embeddings (s, dim), which every worker must pass alike.
     """
@@ -258,14 +258,16 @@ def fit_refine(
     all_reduce: AllReduce = alone,
     sample: Tensor | None = None,
 ) -> None:
-    """Fit the words of the second code, once network and rotation are final.
+    """Fit the centroids of the second code, once network and rotation are final.
 
     Arguments as for `update_quantizer`. The rotation is left to the first code: a second one
     that is longer has less need of it.
     """
     second = network.geometry.refine
     assert second is not None
-    words = quantizer.initial_codebooks(
+    centroids = quantizer.initial_codebooks(
         embedding if sample is None else sample, second.m, second.ksub, seed
     )
-    network.refine_codebooks.copy_(quantizer.lloyd(embedding, words, _REFINE_ROUNDS, all_reduce))
+    network.refine_codebooks.copy_(
+        quantizer.lloyd(embedding, centroids, _REFINE_ROUNDS, all_reduce)
+    )

@@ -32,7 +32,7 @@ def manifold(reconstruction: Tensor, neighbours: Tensor, weights: Tensor) -> Ten
 
 
 def quantization(embedding: Tensor, quantized: Tensor) -> Tensor:
-    """Mean squared distance from embeddings to the words they are coded as."""
+    """Mean squared distance from embeddings to the centroids they are coded as."""
     return (embedding - quantized).square().sum(1).mean()
 
 
@@ -45,6 +45,6 @@ def distillation(scores: Tensor, similarity: Tensor, temperature: float) -> Tens
     (Hinton, Roweis 2002), so that far pairs cost nothing whatever their distances.
     """
     itself = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
-    found = (scores / temperature).masked_fill(itself, -1e4).log_softmax(1)
-    wanted = (similarity / temperature).masked_fill(itself, -1e4).softmax(1)
-    return F.kl_div(found, wanted, reduction="batchmean")
+    predicted = (scores / temperature).masked_fill(itself, -1e4).log_softmax(1)
+    target = (similarity / temperature).masked_fill(itself, -1e4).softmax(1)
+    return F.kl_div(predicted, target, reduction="batchmean")

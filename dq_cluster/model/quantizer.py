@@ -20,16 +20,16 @@ def alone(tensor: Tensor) -> Tensor:
 
 
 def assign(embedding: Tensor, codebooks: Tensor) -> Tensor:
-    """Nearest word per sub-space: (n, m * dsub), (m, ksub, dsub) → (n, m) int64."""
+    """Nearest centroid per sub-space: (n, m * dsub), (m, ksub, dsub) → (n, m) int64."""
     m, _, dsub = codebooks.shape
     parts = embedding.view(-1, m, dsub).transpose(0, 1)
-    # ‖z − c‖² without ‖z‖², which is the same for every word.
+    # ‖z − c‖² without ‖z‖², which is the same for every centroid.
     scores = torch.baddbmm(codebooks.square().sum(2).unsqueeze(1), parts, codebooks.mT, alpha=-2)
     return scores.argmin(2).T
 
 
 def decode(codes: Tensor, codebooks: Tensor) -> Tensor:
-    """The words that codes (n, m) stand for: (n, m * dsub)."""
+    """The centroids that codes (n, m) stand for: (n, m * dsub)."""
     m = codebooks.shape[0]
     return codebooks[torch.arange(m, device=codes.device), codes].flatten(1)
 
@@ -45,13 +45,15 @@ def cell_statistics(embedding: Tensor, codes: Tensor, ksub: int) -> tuple[Tensor
 
 
 def updated_codebooks(codebooks: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
-    """Lloyd's step: each word becomes the mean of its cell.
+    """Lloyd's step: each centroid becomes the mean of its cell.
 
-    The word of an empty cell is re-seeded beside that of a most populous one, which then shares
+    The centroid of an empty cell is re-seeded beside that of a most populous one, which then shares
     its cell. Only sums and counts decide, so every worker re-seeds alike.
     """
-    words = torch.where(counts.unsqueeze(2) > 0, sums / counts.clamp(min=1).unsqueeze(2), codebooks)
-    for book, count in zip(words, counts, strict=True):
+    centroids = torch.where(
+        counts.unsqueeze(2) > 0, sums / counts.clamp(min=1).unsqueeze(2), codebooks
+    )
+    for book, count in zip(centroids, counts, strict=True):
         empty = (count == 0).nonzero().flatten()
         if len(empty) == 0 or count.max() < 2:
             continue
@@ -61,7 +63,7 @@ def updated_codebooks(codebooks: Tensor, sums: Tensor, counts: Tensor) -> Tensor
         signs = 1 - 2 * (torch.arange(book.shape[1], device=book.device) % 2)
         book[empty[: len(donors)]] = book[donors] + spread * signs
         book[donors] -= spread * signs
-    return words
+    return centroids
 
 
 def lloyd(
@@ -77,7 +79,7 @@ def lloyd(
 
 
 def initial_codebooks(sample: Tensor, m: int, ksub: int, seed: int) -> Tensor:
-    """First words: `ksub` random vectors of `sample` (s, dim), the same for every sub-space.
+    """First centroids: `ksub` random vectors of `sample` (s, dim), the same for every sub-space.
 
     A sample smaller than `ksub` is repeated; the first update re-seeds the empty cells.
     """
@@ -98,7 +100,7 @@ def rotation(cross: Tensor) -> Tensor:
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """Effective number of words in use, per sub-space: exp of the usage entropy; (m,)."""
+    """Effective number of centroids in use, per sub-space: exp of the usage entropy; (m,)."""
     usage = counts / counts.sum(1, keepdim=True).clamp(min=1)
     return torch.special.entr(usage).sum(1).exp()
 

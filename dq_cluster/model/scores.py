@@ -1,9 +1,9 @@
 """Score-aware assignment: a code is chosen for the scores it gives to the queries near its image.
 
-The nearest words make the smallest error of the vector. What a search needs is the smallest error
+The nearest centroids give the smallest error of the vector. A search needs the smallest error
 of the scores, and of those, only of the queries close enough for the image to be an answer. After
 the score-aware loss of Guo et al. (ICML 2020), whose queries are spread evenly around the vector;
-here they are a sample of the pile itself, the anchors, because a pile lies on a manifold.
+here they are the anchors, a sample of the dataset itself, because its images lie on a manifold.
 """
 
 from typing import NamedTuple
@@ -28,9 +28,9 @@ _WORTH_IT = 16
 def assign(
     embedding: Tensor, codebooks: Tensor, anchors: Tensor, offset: Tensor, metric: Metric
 ) -> Tensor:
-    """The words whose scores to the anchors nearby are right: (n, m * dsub) → (n, m) int64.
+    """The centroids whose scores to the anchors nearby are right: (n, m * dsub) → (n, m) int64.
 
-    Coordinate descent from the nearest words, once through the sub-spaces: twice costs twice as
+    Coordinate descent from the nearest centroids, once through the sub-spaces: twice costs twice as
     much and gained 0.05 points of mAP.
 
     codebooks (m, ksub, dsub); anchors (a, m * dsub); offset (): see `mean_error`.
@@ -44,7 +44,7 @@ def assign(
         error -= offset
         for j, (score, square) in enumerate(spaces):
             error += scores[j][chosen[:, j]]
-            # Σ w (error − score)² without Σ w error², which is the same for every word.
+            # Σ w (error − score)² without Σ w error², which is the same for every centroid.
             costs = square.summed(weights) - 2 * score.summed(weights * error)
             chosen[:, j] = costs.argmin(1)
             error -= scores[j][chosen[:, j]]
@@ -52,7 +52,7 @@ def assign(
 
 
 def mean_error(embedding: Tensor, codebooks: Tensor, anchors: Tensor, metric: Metric) -> Tensor:
-    """By how much the nearest words of embeddings (n, dim) score too low on average: ().
+    """By how much the nearest centroids of embeddings (n, dim) score too low on average: ().
 
     An error that all codes share changes no ranking, so `assign` does not pay to avoid it.
     """
@@ -67,9 +67,9 @@ def mean_error(embedding: Tensor, codebooks: Tensor, anchors: Tensor, metric: Me
 
 
 def _extended(anchors: Tensor, codebooks: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
-    """Anchors (m, a, dsub + 1) and words (m, ksub, dsub + 1) whose inner products are the scores.
+    """Anchors (m, a, dsub + 1), centroids (m, ksub, dsub + 1): their inner products are the scores.
 
-    By distance the score is -‖q - w‖²/2, but for ‖q‖²/2, which ranks nothing.
+    For distances the score is -‖q - w‖²/2 without the term ‖q‖²/2, which changes no ranking.
     """
     m, _, dsub = codebooks.shape
     queries = F.pad(anchors.view(-1, m, dsub).transpose(0, 1), (0, 1), value=1.0)
@@ -91,20 +91,20 @@ class _Product(NamedTuple):
 
 
 def _scores_and_squares(
-    queries: Tensor, words: Tensor, scores: Tensor
+    queries: Tensor, centroids: Tensor, scores: Tensor
 ) -> tuple[_Product, _Product]:
-    """The scores (ksub, a) of queries (a, d) and words (ksub, d), and their squares, to be summed.
+    """Scores (ksub, a) of queries (a, d) and centroids (ksub, d), and their squares, to be summed.
 
     The square of an inner product is the inner product of all products of two coordinates: for
-    256 words of few dimensions, far fewer columns than words.
+    256 centroids of few dimensions, far fewer columns than centroids.
     """
-    ksub, dim = words.shape
-    one, other = torch.triu_indices(dim, dim, device=words.device)
-    score = _Product(queries, words.T) if dim + _WORTH_IT <= ksub else _Product(scores.T)
+    ksub, dim = centroids.shape
+    one, other = torch.triu_indices(dim, dim, device=centroids.device)
+    score = _Product(queries, centroids.T) if dim + _WORTH_IT <= ksub else _Product(scores.T)
     if len(one) + _WORTH_IT > ksub:
         return score, _Product(scores.T.square())
-    twice = torch.where(one == other, 1.0, 2.0).to(words.dtype)
-    pairs = words[:, one] * words[:, other] * twice
+    twice = torch.where(one == other, 1.0, 2.0).to(centroids.dtype)
+    pairs = centroids[:, one] * centroids[:, other] * twice
     return score, _Product(queries[:, one] * queries[:, other], pairs.T)
 
 

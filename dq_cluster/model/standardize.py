@@ -43,9 +43,9 @@ def add_moments(parts: Iterable[Moments]) -> Moments:
     )
 
 
-def principal_components(found: Moments, kept: int) -> tuple[Tensor, Tensor]:
+def principal_components(moments: Moments, kept: int) -> tuple[Tensor, Tensor]:
     """Mean (D,) and the `kept` leading principal axes (D, kept) of the features."""
-    return found.mean.float(), _leading(_covariance(found), kept).float()
+    return moments.mean.float(), _leading(_covariance(moments), kept).float()
 
 
 def view_moments(features: Tensor, views: Tensor, centre: Tensor) -> Moments:
@@ -60,7 +60,7 @@ def view_moments(features: Tensor, views: Tensor, centre: Tensor) -> Moments:
 
 
 def discriminative_components(
-    found: Moments, between_views: Moments, kept: int, whitening: float
+    moments: Moments, between_views: Moments, kept: int, whitening: float
 ) -> tuple[Tensor, Tensor]:
     """Mean (D,) and the `kept` directions (D, kept) that differ most between images for their
     difference between views of one image: linear discriminant analysis (Fisher 1936) with every
@@ -70,7 +70,7 @@ def discriminative_components(
     whitening: the power of the covariance between views that features are divided by. 0.5 is the
     analysis proper; more weighs down further what views change.
     """
-    mean, axes = principal_components(found, max(_AXES, kept))
+    mean, axes = principal_components(moments, max(_AXES, kept))
     basis = axes.double()
     within = basis.T @ _covariance(between_views) @ basis
     values, vectors = torch.linalg.eigh(within)
@@ -78,14 +78,14 @@ def discriminative_components(
     # that none is divided by nothing.
     shrinkage = len(values) / between_views.number * values.mean()
     whiten = vectors / (values + shrinkage) ** whitening @ vectors.T
-    total = whiten @ basis.T @ _covariance(found) @ basis @ whiten
+    total = whiten @ basis.T @ _covariance(moments) @ basis @ whiten
     directions = _leading(total, kept)
     ratios = (directions * (total @ directions)).sum(0).clamp(min=0)
     return mean, (basis @ whiten @ directions * ratios**_EMPHASIS).float()
 
 
-def _covariance(found: Moments) -> Tensor:
-    return found.outer / found.number - torch.outer(found.mean, found.mean)
+def _covariance(moments: Moments) -> Tensor:
+    return moments.outer / moments.number - torch.outer(moments.mean, moments.mean)
 
 
 def _leading(covariance: Tensor, kept: int) -> Tensor:

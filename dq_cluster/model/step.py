@@ -40,11 +40,11 @@ def training_loss(
             anchors, positives, batch.weights, settings.temperature
         )
     if settings.distillation_weight:
-        # Straight through: the words are what is compared, the embedding is what can move.
-        words = output.embedding + (output.quantized - output.embedding).detach()
-        scores = anchors @ words.T
+        # Straight through: the centroids are compared, the embedding gets the gradient.
+        coded = output.embedding + (output.quantized - output.embedding).detach()
+        scores = anchors @ coded.T
         if settings.metric == "l2":  # half the squared distance, but for the anchor's own length
-            scores = scores - words.square().sum(1) / 2
+            scores = scores - coded.square().sum(1) / 2
         terms["distillation"] = losses.distillation(
             scores,
             output.target[:n] @ output.target.T,

@@ -2,8 +2,8 @@
 
 It is the inner product of the query with what the code stands for, or minus the squared distance
 to it, in double precision, rounded to float32. The dimensions of a sub-space are added up in
-order, then the sub-spaces, by single IEEE operations: a matrix product would be faster, but adds
-up as it likes.
+order, then the sub-spaces, by single IEEE operations: a matrix product would be faster, but its
+order of addition is not defined.
 """
 
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ from dq_cluster.geometry import CodeGeometry
 _BLOCK = 1 << 20  # terms held at once
 
 
-class Words:
-    """The words of codebooks (m, ksub, dsub), laid out for scoring: (dsub, ksub, m) float64.
+class Centroids:
+    """The centroids of codebooks (m, ksub, dsub), laid out for scoring: (dsub, ksub, m) float64.
 
     `longest` is the length of the longest vector that a code can stand for.
     """
@@ -31,22 +31,22 @@ class Words:
         """The vectors (…, dim) float64 that packed codes (…, code_size) uint8 stand for."""
         m = self.geometry.m
         at = _unpacked(codes, self.geometry) * m + np.arange(m)
-        words = np.stack([word.take(at) for word in self.by_dimension], axis=-1)
-        return words.reshape(*codes.shape[:-1], self.geometry.dim)
+        centroids = np.stack([centroid.take(at) for centroid in self.by_dimension], axis=-1)
+        return centroids.reshape(*codes.shape[:-1], self.geometry.dim)
 
 
 class ExactScores:
     """The scores of any codes for the queries (n, dim)."""
 
-    def __init__(self, queries: np.ndarray, words: Words) -> None:
-        self._words, self._geometry = words.by_dimension, words.geometry
+    def __init__(self, queries: np.ndarray, centroids: Centroids) -> None:
+        self._centroids, self._geometry = centroids.by_dimension, centroids.geometry
         parts = queries.reshape(len(queries), self._geometry.m, self._geometry.dsub)
         self._queries = np.ascontiguousarray(parts.transpose(2, 0, 1), np.float64)
 
     @cached_property
     def tables(self) -> np.ndarray:
-        """What each word adds to a distance or inner product: (ksub, n, m) float64."""
-        return self._sum(self._queries[:, None], self._words[:, :, None])
+        """What each centroid adds to a distance or inner product: (ksub, n, m) float64."""
+        return self._sum(self._queries[:, None], self._centroids[:, :, None])
 
     def of(self, codes: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Scores (n, k) float32 of the codes (…, code_size) at `rows` (n, k)."""
@@ -57,20 +57,22 @@ class ExactScores:
         n, m = len(codes), self._geometry.m
         parts = _unpacked(codes, self._geometry)
         if self._geometry.nbits == 4:
-            # There are fewer words than codes to score: compute each once.
+            # There are fewer centroids than codes to score: compute each once.
             terms = self.tables.take(parts * (n * m) + np.arange(n * m).reshape(n, 1, m))
         else:
             at = parts * m + np.arange(m)
-            terms = self._sum(self._queries[:, :, None], (word.take(at) for word in self._words))
+            terms = self._sum(
+                self._queries[:, :, None], (centroid.take(at) for centroid in self._centroids)
+            )
         total = terms.sum(axis=2)
         return (total if self._geometry.metric == "ip" else 0 - total).astype(np.float32)
 
-    def _sum(self, queries: np.ndarray, words: Iterable[np.ndarray]) -> np.ndarray:
+    def _sum(self, queries: np.ndarray, centroids: Iterable[np.ndarray]) -> np.ndarray:
         """Terms of the metric, added up over the dimensions of a sub-space, the first axis."""
-        pairs = zip(queries, words, strict=True)
+        pairs = zip(queries, centroids, strict=True)
         if self._geometry.metric == "ip":
-            return reduce(np.add, (query * word for query, word in pairs))
-        return reduce(np.add, (np.square(query - word) for query, word in pairs))
+            return reduce(np.add, (query * centroid for query, centroid in pairs))
+        return reduce(np.add, (np.square(query - centroid) for query, centroid in pairs))
 
 
 def _unpacked(codes: np.ndarray, geometry: CodeGeometry) -> np.ndarray:

@@ -122,8 +122,8 @@ def choose_simd(geometry: CodeGeometry) -> str:
 def _fastest_simd(geometry: CodeGeometry) -> str:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (_SAMPLE, geometry.code_size), dtype=np.uint8)
-    words = rng.normal(size=(geometry.m, geometry.ksub, geometry.dsub)).astype(np.float32)
-    index = flat(codes, words, geometry)
+    centroids = rng.normal(size=(geometry.m, geometry.ksub, geometry.dsub)).astype(np.float32)
+    index = flat(codes, centroids, geometry)
     queries = rng.normal(size=(4, geometry.dim)).astype(np.float32)
     seconds = {}
     for name in _LEVELS:

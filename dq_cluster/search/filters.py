@@ -82,18 +82,18 @@ def parse_filter(spec: Mapping[str, Any], schema: pa.Schema) -> Filter:
     Raises InputError that says the column's type and what it can be compared with.
     """
     conditions = []
-    for column, wanted in spec.items():
+    for column, condition in spec.items():
         if column not in schema.names:
-            known = ", ".join(schema.names)
-            raise InputError(f"filter: the index carries no column '{column}'; it has {known}")
-        asked = wanted if isinstance(wanted, Mapping) else {"eq": wanted}
-        if not asked:
+            names = ", ".join(schema.names)
+            raise InputError(f"filter: the index carries no column '{column}'; it has {names}")
+        operands = condition if isinstance(condition, Mapping) else {"eq": condition}
+        if not operands:
             raise InputError(f"filter: '{column}' has no operator; known: {', '.join(_OPERATORS)}")
         kind = schema.field(column).type
         domain = domain_of(kind)
         if domain is None:
             raise InputError(f"filter: column '{column}' is {kind}, which cannot be compared")
-        for operator, value in asked.items():
+        for operator, value in operands.items():
             if operator not in _OPERATORS:
                 raise InputError(
                     f"filter: '{column}' has operator '{operator}'; known: {', '.join(_OPERATORS)}"
@@ -135,8 +135,8 @@ def _exact(operator: str, values: list[Any], domain: Domain) -> tuple[str, Any]:
     """The condition as operator and value(s) that the column can have."""
     if operator in ("eq", "ne", "in"):
         near = [(domain.below(value), domain.above(value)) for value in values]
-        known = {low for low, high in near if low is not None and low == high}
-        return "not in" if operator == "ne" else "in", tuple(sorted(known))
+        exact = {low for low, high in near if low is not None and low == high}
+        return "not in" if operator == "ne" else "in", tuple(sorted(exact))
     (value,) = values
     bound = domain.above(value) if operator in ("lt", "ge") else domain.below(value)
     if bound is None:  # the value lies beyond all that the column can have
@@ -151,11 +151,11 @@ def _holds(condition: Condition, column: pa.Array) -> pa.Array:
     if condition.operator in _COMPARE:
         (bound,) = domain.array([condition.value], comparable.type)
         return _COMPARE[condition.operator](comparable, bound)
-    wanted = domain.array(list(condition.value), comparable.type)
-    if len(wanted) == 1:
-        found = pc.equal(comparable, wanted[0])
+    values = domain.array(list(condition.value), comparable.type)
+    if len(values) == 1:
+        found = pc.equal(comparable, values[0])
     else:
-        found = pc.is_in(comparable, value_set=wanted)
+        found = pc.is_in(comparable, value_set=values)
     if condition.operator == "not in":
         found = pc.invert(found)
     return pc.and_(found, column.is_valid())

@@ -1,7 +1,7 @@
-"""The ordered values a column can have, and where a value that somebody wrote lies among them.
+"""The ordered values that a column can have, and the place of a filter's value among them.
 
 Times, durations, and decimals are compared as whole numbers of their smallest step, so that no
-float stands between what was written and what is stored.
+rounding to a float comes between the filter and the stored value.
 """
 
 import math

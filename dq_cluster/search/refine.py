@@ -16,7 +16,7 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, read_second_codes
 from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.index.models import read_card, read_tensors
-from dq_cluster.search.exact import ExactScores, Words
+from dq_cluster.search.exact import Centroids, ExactScores
 from dq_cluster.search.merge import MISSING
 from dq_cluster.search.placement import Shard, plan_shards
 from dq_cluster.storage.scratch import scratch_file
@@ -25,8 +25,8 @@ from dq_cluster.storage.scratch import scratch_file
 class Refiner:
     """Second codes (rows, refine_m) uint8 of a shard, by ordinal; deleted rows keep their place."""
 
-    def __init__(self, codes: np.ndarray, words: Words, base: int = 0) -> None:
-        self._codes, self._words, self._base = codes, words, base
+    def __init__(self, codes: np.ndarray, centroids: Centroids, base: int = 0) -> None:
+        self._codes, self._centroids, self._base = codes, centroids, base
 
     @classmethod
     def load(cls, index: Index, manifest: Manifest, shard: Shard | None = None) -> "Refiner | None":
@@ -51,11 +51,11 @@ class Refiner:
             mapped.madvise(mmap.MADV_RANDOM)
             codes = np.frombuffer(mapped, np.uint8).reshape(-1, geometry.code_size)
         tensors = read_tensors(index.storage, read_card(index.storage, manifest.model))
-        return cls(codes, Words(tensors["refine_codebooks"], geometry), shard.base)
+        return cls(codes, Centroids(tensors["refine_codebooks"], geometry), shard.base)
 
     def embedding(self, ordinal: int) -> np.ndarray:
         """What the second code of a row stands for: (dim,) float32."""
-        return self._words.of(self._codes[ordinal - self._base]).astype(np.float32)
+        return self._centroids.of(self._codes[ordinal - self._base]).astype(np.float32)
 
     def scores(self, embeddings: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
         """Exact scores (n, c) float32 of the rows `ordinals` (n, c); -inf for missing ones.
@@ -67,7 +67,7 @@ class Refiner:
             return np.full(ordinals.shape, -np.inf, np.float32)
         rows = np.where(missing, 0, ordinals - self._base)
         queries = np.ascontiguousarray(embeddings, np.float32)
-        scores = ExactScores(queries, self._words).of(self._codes, rows)
+        scores = ExactScores(queries, self._centroids).of(self._codes, rows)
         return np.where(missing, np.float32(-np.inf), scores)
 
 

@@ -1,4 +1,4 @@
-"""Ids and carried columns of a shard: on local disk, read for the winners only."""
+"""Ids and carried columns of a shard: on local disk, read only for the results."""
 
 import contextlib
 import mmap

@@ -1,11 +1,11 @@
 """One shard in one process: codes in a faiss index, searched exactly.
 
-faiss finds quickly which codes are near. Which of them win is decided by the exact score of a
-code (see `search.exact`); equal scores go by ordinal. faiss' own scores differ from it by float
+faiss finds candidates quickly. The exact score of a code (see `search.exact`) decides which of
+them are the results; equal scores go by ordinal. faiss' own scores differ from it by float
 rounding and, for 4-bit fast-scan, by the quantization of its look-up tables (André et al.,
-"Quicker ADC", 2019). Both errors are bounded, so a search goes deeper until no code outside of
-what faiss returned can still win. That makes merged shards equal to one index, and spares
-fast-scan its loss.
+"Quicker ADC", 2019). Both errors are bounded, so a search takes more candidates
+until no other code can be among the results. So merged shards equal one index, and fast-scan
+loses no accuracy.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import read_card, read_tensors
 from dq_cluster.index.tombstones import deleted_ordinals
 from dq_cluster.search import faiss_index
-from dq_cluster.search.exact import ExactScores, Words
+from dq_cluster.search.exact import Centroids, ExactScores
 from dq_cluster.search.gpu import Lists
 from dq_cluster.search.merge import MISSING, best
 from dq_cluster.search.placement import Shard, plan_shards
@@ -58,7 +58,7 @@ class Searcher:
     ) -> None:
         self.geometry = geometry
         self.codebooks = codebooks
-        self.words = Words(codebooks, geometry)
+        self.centroids = Centroids(codebooks, geometry)
         self.base = base
         self.simd = faiss_index.choose_simd(geometry)
         self.codes = codes
@@ -194,17 +194,17 @@ class Searcher:
         depth = 2 * k + 16 if self.geometry.nbits == 4 else k + 8
         while pending.size:
             depth = min(depth, len(codes))
-            asked = queries[pending]
+            open_queries = queries[pending]
             scan = index
             if index is self._index and self._lists and self._lists.reach(depth, parameters):
                 scan = self._lists
-            found, labels = scan.search(asked, depth, params=parameters)
+            found, labels = scan.search(open_queries, depth, params=parameters)
             if depth == len(codes) and not self.geometry.nlist:
                 # Fast-scan leaves out codes of the lowest inner product that it can express.
                 labels = np.tile(np.arange(depth), (len(pending), 1))
             worst = found[:, -1] if self.geometry.metric == "ip" else -found[:, -1]
-            exact = ExactScores(asked, self.words)
-            slack = self._slack(asked, exact, rounded=scan is not self._lists)
+            exact = ExactScores(open_queries, self.centroids)
+            slack = self._slack(open_queries, exact, rounded=scan is not self._lists)
             scored = np.where(labels == MISSING, np.float32(-np.inf), exact.of(codes, labels))
             order = best(scored, labels, k)
             scored = np.take_along_axis(scored, order, axis=1)
@@ -225,7 +225,7 @@ class Searcher:
         """What the code of a row stands for: (dim,) float32."""
         row = ordinal - self.base
         code = self.codes[row - np.searchsorted(self._deleted, row)]
-        return self.words.of(code).astype(np.float32)
+        return self.centroids.of(code).astype(np.float32)
 
     def _slack(self, queries: np.ndarray, exact: ExactScores, *, rounded: bool) -> np.ndarray:
         """By how much (n,) faiss may rate a code below its score, at most.
@@ -233,7 +233,7 @@ class Searcher:
         rounded: whether by fast-scan's tables, where such codes have them.
         """
         length = np.linalg.norm(queries.astype(np.float64), axis=1)
-        slack = _ROUNDING * (length + self.words.longest) ** 2
+        slack = _ROUNDING * (length + self.centroids.longest) ** 2
         if rounded and faiss_index.scans_fast(self.geometry):
             # Fast-scan rounds its tables to 255 steps over the span of the widest one: each of
             # the m terms is off by at most half a step.

@@ -1,4 +1,4 @@
-"""Carried values as JSON can say them: docs/input.md has the table."""
+"""Carried values in JSON: docs/input.md has the table."""
 
 import base64
 from collections.abc import Callable

@@ -8,7 +8,7 @@ import pyarrow as pa
 from dq_cluster.errors import InputError
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import decode_image
-from dq_cluster.images.guard import ApartPool
+from dq_cluster.images.guard import ChildDecoderPool
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import row_schema
 from dq_cluster.index.manifest import Manifest
@@ -54,7 +54,11 @@ class Served:
         if before is not None and before.manifest.model == manifest.model:
             embedder = before.embedder
         else:
-            decode = ApartPool(limits, _DECODERS) if apart else partial(decode_image, limits=limits)
+            decode = (
+                ChildDecoderPool(limits, _DECODERS)
+                if apart
+                else partial(decode_image, limits=limits)
+            )
             embedder = Embedder(index.storage, manifest.model, decode)
         schema = row_schema(index.storage, manifest)
         shards = plan_shards(manifest.files, settings.shards)

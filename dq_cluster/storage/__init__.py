@@ -158,9 +158,9 @@ class Storage:
 
         Streams: memory does not grow with the number of files (on local disk, with the largest
         folder). Files and folders whose names start with a dot are left out: locks, partial
-        files, and the books of a run; so are links that lead nowhere or back, and what is
-        no file. `left_out` is told of each. Raises StorageRefusedError for a folder that cannot
-        be listed, and names it.
+        files, and the records of a run; so are broken links, links to a parent, and anything
+        that is not a file. `left_out` is called for each. Raises StorageRefusedError, naming it,
+        for a folder that cannot be listed.
         """
         top = self.path(prefix)
 

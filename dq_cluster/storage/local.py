@@ -34,13 +34,13 @@ _UNKNOWN = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EN
 _TAKEN = {errno.EAGAIN, errno.EACCES}
 _FOLDER_LOCK = ".create.lock"
 _PATIENCE = 60.0  # seconds for a lock that is otherwise held for milliseconds
-_SILENCE = 5.0  # seconds of waiting that nobody hears of
+_SILENCE = 5.0  # seconds of waiting without a message
 _SHORTEST_NAP, _LONGEST_NAP = 0.001, 0.1
 _WHOLE_FILE = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock
 
 
 def exists(path: str) -> bool:
-    """Whether something lies at `path`; what cannot be seen is an error, and no absence."""
+    """Whether `path` exists; what cannot be checked is an error, not an absence."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,10 +1,10 @@
-"""All that is known of S3 and of s3fs: how a bucket is reached, its atomic writes, its errors.
+"""Everything about S3 and s3fs: access to a bucket, its atomic writes, its errors.
 
 Endpoint, region, and credentials come from the standard AWS environment variables and files.
-What those cannot say about a bucket that belongs to others is said like them, in the environment:
+Two more variables describe buckets of others:
 
     DQ_S3_ANONYMOUS=open-images,laion       public buckets, asked without credentials; * is all
-    DQ_S3_REQUESTER_PAYS=their-photos       buckets that make whoever reads pay; * is all
+    DQ_S3_REQUESTER_PAYS=their-photos       buckets whose readers pay; * is all
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Temporary files of a process, in the folder for them (TMPDIR).
 
-Memory over a file that the disk turns out to have no room for ends the process (SIGBUS), without
-a word. So room is taken before such a file is mapped, and a full disk is an error with the numbers.
+Writing to a mapped file on a full disk ends the process (SIGBUS) without a message. So disk space
+is reserved before such a file is mapped, and a full disk is an error with the numbers.
 """
 
 import contextlib

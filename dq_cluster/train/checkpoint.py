@@ -3,7 +3,7 @@
     <run>/epoch-00007.safetensors   network and optimizer after 7 epochs
     <run>/epoch-00007.json          written last: a checkpoint without it does not exist
 
-Any number of workers can go on from one, after a crash or in a new submission. Ray Train's own
+Any number of workers can continue from one, after a crash or in a new submission. Ray Train's own
 checkpoints are not used: its controller may not yet know the newest one when a worker is killed,
 which costs one epoch more, and they would bring pickle to storage.
 """

@@ -11,7 +11,7 @@ RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class ElasticWorkers(Settings):
-    """Train with as many workers as the cluster has room for, between `min` and `max`."""
+    """Train with as many workers as the cluster has resources for, between `min` and `max`."""
 
     min: int = Field(gt=0)
     max: int = Field(gt=0)
@@ -26,7 +26,7 @@ class ElasticWorkers(Settings):
 class QualityGate(Settings):
     """What a model must reach on the validation rows to be published, each between 0 and 1.
 
-    min_recall_at_10: share of the ten exact feature neighbours found among the first ten;
+    min_recall_at_10: share of the ten exact feature neighbours among the first ten results.
     min_map: mAP@1000 by the column `label`, which the features must then have.
     """
 
@@ -37,14 +37,15 @@ class QualityGate(Settings):
 class TrainSettings(Settings):
     """One training run: features in, a model in the index out.
 
-    index, features: URIs; features is a file of features, Parquet or `.npy`, or a folder of them,
-    and feature_column their column. name: the run's name;
-    submitting the same name again resumes it. storage: where the run keeps neighbours and
-    checkpoints, by default `<index>/runs/<name>/train`. workers: a number, or min and max.
-    validation_fraction: rows held out of training to measure the model, 2,000 at most.
-    nlist: coarse cells (IVF) of the model, 0 for none, at most a cell per 39 training rows; a
-    finished run submitted again with another nlist gives its model those cells.
-    max_failures: how often lost workers are replaced before the run fails.
+    index: a folder or `s3://` prefix. features: a file of features, Parquet or `.npy`, or a folder
+    of them. feature_column: their column. name: the name of the run; submitting it again resumes
+    the run. storage: where the run keeps neighbours and checkpoints, by default
+    `<index>/runs/<name>/train`. seed: of everything random. validation_fraction: share of the rows
+    that is held out to measure the model, 2,000 rows at most. nlist: coarse cells (IVF) of the
+    model, 0 for none, at most one per 39 training rows; a finished run that is submitted again with
+    another nlist gives its model those cells. workers: a number, or min and max. use_gpu: one GPU
+    for each worker. cpus_per_worker: logical CPUs. max_failures: how often lost workers are
+    replaced before the run fails.
     """
 
     index: Location

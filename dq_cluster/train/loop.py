@@ -21,7 +21,7 @@ from dq_cluster.train.checkpoint import (
     save_checkpoint,
 )
 
-# Enough to draw the first words of every codebook from.
+# Enough to draw the first centroids of every codebook from.
 _SAMPLE = 16384
 _BLOCK = 8192
 

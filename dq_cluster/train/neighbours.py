@@ -36,13 +36,13 @@ def fit_front(network: DeepQuan, rows: TrainingRows) -> None:
     Raises InputError for a feature that is missing or not finite: this is the first full read.
     """
     pieces = rows.pieces()
-    found = add_moments(results([_moments.remote(rows, piece) for piece in pieces]))
+    moments = add_moments(results([_moments.remote(rows, piece) for piece in pieces]))
     pairs = None
     if rows.features.viewed and network.settings.objective == "semantic":
         pairs = add_moments(
-            results([_view_moments.remote(rows, piece, found.mean) for piece in pieces])
+            results([_view_moments.remote(rows, piece, moments.mean) for piece in pieces])
         )
-    set_front(network, found, pairs)
+    set_front(network, moments, pairs)
 
 
 def find_positives(
@@ -106,9 +106,9 @@ def _search(
 
     queries, best = block(own), None
     for piece in pieces:
-        found = nearest(queries, block(piece), k + 1)
-        found = Ranked(found.scores, found.rows + piece.first)
-        best = found if best is None else merge_top_k(best, found, k + 1)
+        near = nearest(queries, block(piece), k + 1)
+        near = Ranked(near.scores, near.rows + piece.first)
+        best = near if best is None else merge_top_k(best, near, k + 1)
     assert best is not None
     # A row is its own nearest neighbour unless it has duplicates; then any k others will do.
     own_rows = torch.arange(own.first, own.last, device=device)[:, None]
@@ -118,8 +118,8 @@ def _search(
 
 @ray.remote
 def _refine(graph: np.ndarray, piece: Piece, storage: Storage) -> None:
-    found = manifold_positives(graph, graph.shape[1], piece.first, piece.last)
-    _write(storage, _name("positives", piece), rows=found.rows, weights=found.weights)
+    positives = manifold_positives(graph, graph.shape[1], piece.first, piece.last)
+    _write(storage, _name("positives", piece), rows=positives.rows, weights=positives.weights)
 
 
 def _name(kind: str, piece: Piece) -> str:

@@ -86,12 +86,12 @@ def answer(network: DeepQuan, queries: Tensor, database: Tensor, first_row: int)
     """Search features (n, D), whose numbers start at `first_row`, for queries (q, D)."""
     exact = nearest(_direction(network, queries), _direction(network, database), DEPTH)
     embedded = network.embed(queries)
-    words = network.quantize(network.embed(database))
+    quantized = network.quantize(network.embed(database))
     if network.geometry.metric == "l2":
         # -‖q - w‖² ranks as q·w - ‖w‖²/2, an inner product with one more dimension.
         embedded = F.pad(embedded, (0, 1), value=1.0)
-        words = torch.cat([words, -words.square().sum(1, keepdim=True) / 2], dim=1)
-    coded = nearest(embedded, words, DEPTH)
+        quantized = torch.cat([quantized, -quantized.square().sum(1, keepdim=True) / 2], dim=1)
+    coded = nearest(embedded, quantized, DEPTH)
     return Answers(*(Ranked(r.scores, r.rows + first_row) for r in (exact, coded)))
 
 

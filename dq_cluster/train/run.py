@@ -56,7 +56,7 @@ class TrainRequest(Settings):
 def train(settings: TrainSettings) -> ModelCard:
     """Train on the features, measure on the rows held out, publish the model in the index.
 
-    Started again with the same name it goes on where it stopped. Raises InputError for unusable
+    Started again with the same name, it continues where it stopped. Raises InputError for unusable
     features, ConfigError when the name belongs to a run of something else, QualityGateError when
     the model misses its gate, and DqError when workers failed too often.
     """

@@ -1,6 +1,6 @@
 """How the rows of a feature set are divided: held out or not, and into blocks.
 
-Every task and worker comes to the same answer without being told, however the work is spread.
+Every task and worker computes the same division, however the work is distributed.
 """
 
 from dataclasses import dataclass

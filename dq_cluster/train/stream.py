@@ -1,4 +1,4 @@
-"""Features on their way to a node: Ray Data reads and decodes them, wherever it finds room."""
+"""Features streamed to a node: Ray Data reads and decodes them on any node."""
 
 from collections.abc import Iterator
 

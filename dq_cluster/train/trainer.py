@@ -1,4 +1,4 @@
-"""Ray Train: start the workers, replace those that are lost, and say how far they are."""
+"""Ray Train: start the workers, replace lost ones, and report their progress."""
 
 import contextlib
 import logging
@@ -45,7 +45,7 @@ def train_missing_epochs(settings: TrainSettings, job: Job) -> None:
     if done == job.model.epochs:
         return
     if done:
-        logger.info("run '%s' goes on after epoch %d", settings.name, done)
+        logger.info("run '%s' continues after epoch %d", settings.name, done)
     wait_for_workers(settings)
     trainer = _trainer(settings, job)
     try:
@@ -67,7 +67,7 @@ def _failure(settings: TrainSettings, error: TrainingFailedError, kept: str) -> 
     stack = f"; its stack is {keep_stack(error)}" if "Traceback" in str(causes[0]) else ""
     return DqError(
         f"training '{settings.name}' gave up after {settings.max_failures} restarts: "
-        f"{reason_in(str(causes[0]))}; {kept}, the same command goes on from there{stack}"
+        f"{reason_in(str(causes[0]))}; {kept}, the same command continues from there{stack}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The arrows of docs/architecture.md, held against the code's imports."""
+"""The table of packages in docs/architecture.md, checked against the imports."""
 
 import ast
 from pathlib import Path
@@ -19,7 +19,7 @@ GROUND = {
         "run",
     ),
 }
-# Room to the rooms of dq_cluster it may import; rooms not named here may import anything.
+# What each package of dq_cluster may import of the others; a package not named may import anything.
 ARROWS = {
     "errors": set(),
     "location": {"errors"},
@@ -50,8 +50,8 @@ WITHOUT = {
 }
 
 
-def modules(room: str) -> list[Path]:
-    folder = PACKAGE / room
+def modules(package: str) -> list[Path]:
+    folder = PACKAGE / package
     return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
 
 
@@ -66,20 +66,20 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("room", ARROWS)
-def test_arrows_go_down(room: str) -> None:
-    for path in modules(room):
-        rooms = {n.split(".")[1] for n in imported(path) if n.startswith("dq_cluster.")}
-        strangers = rooms - ARROWS[room] - {room, "__version__"}
+@pytest.mark.parametrize("package", ARROWS)
+def test_arrows_go_down(package: str) -> None:
+    for path in modules(package):
+        packages = {n.split(".")[1] for n in imported(path) if n.startswith("dq_cluster.")}
+        strangers = packages - ARROWS[package] - {package, "__version__"}
         assert not strangers, f"{path.relative_to(PACKAGE)} imports {sorted(strangers)}"
 
 
-@pytest.mark.parametrize("room", WITHOUT)
-def test_rooms_stay_without_what_they_promise(room: str) -> None:
-    for path in modules(room):
+@pytest.mark.parametrize("package", WITHOUT)
+def test_packages_stay_without_what_they_promise(package: str) -> None:
+    for path in modules(package):
         packages = {name.partition(".")[0] for name in imported(path)}
-        assert not packages & WITHOUT[room], path.relative_to(PACKAGE)
+        assert not packages & WITHOUT[package], path.relative_to(PACKAGE)
 
 
-def test_every_room_has_modules() -> None:
-    assert all(modules(room) and modules(room)[0].exists() for room in ARROWS)
+def test_every_package_has_modules() -> None:
+    assert all(modules(package) and modules(package)[0].exists() for package in ARROWS)

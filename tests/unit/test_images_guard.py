@@ -17,7 +17,7 @@ import pytest
 
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import decode_image
-from dq_cluster.images.guard import Apart, ApartPool
+from dq_cluster.images.guard import ChildDecoder, ChildDecoderPool
 from dq_cluster.images.rejects import Reason, RejectError
 from tests.deadly import GLUTTON, HANGER, KILLER, install
 from tests.pictures import crops
@@ -32,7 +32,7 @@ def _deadly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before and after have not."""
     path = install(tmp_path_factory.mktemp("deadly") / "path")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", path)
+        patch.setenv("PYTHONPATH", path, prepend=os.pathsep)
         _stop_fork_server()
         yield
     _stop_fork_server()
@@ -46,7 +46,7 @@ def _stop_fork_server() -> None:
 def test_what_ends_the_child_is_rejected_and_the_next_is_decoded(deadly: bytes) -> None:
     expected = decode_image(GOOD, 32)
     started = time.monotonic()
-    with Apart(QUICK) as decode:
+    with ChildDecoder(QUICK) as decode:
         np.testing.assert_array_equal(decode(GOOD, 32), expected)
         with pytest.raises(RejectError, match="crashed_decoder"):
             decode(deadly, 32)
@@ -58,7 +58,7 @@ def test_what_ends_the_child_is_rejected_and_the_next_is_decoded(deadly: bytes) 
 
 
 def test_a_good_image_outlives_a_child_that_something_else_killed() -> None:
-    with Apart(ImageLimits()) as decode:
+    with ChildDecoder(ImageLimits()) as decode:
         decode(GOOD, 32)
         (child,) = multiprocessing.active_children()
         os.kill(child.pid, signal.SIGKILL)
@@ -70,9 +70,9 @@ def test_the_child_goes_with_its_parent(tmp_path: Path) -> None:
     script.write_text(
         "import multiprocessing, os, signal\n"
         "from dq_cluster.images.config import ImageLimits\n"
-        "from dq_cluster.images.guard import Apart\n"
+        "from dq_cluster.images.guard import ChildDecoder\n"
         "if __name__ == '__main__':\n"
-        "    with Apart(ImageLimits()) as decode:\n"
+        "    with ChildDecoder(ImageLimits()) as decode:\n"
         f"        decode({GOOD!r}, 32)\n"
         "        print(multiprocessing.active_children()[0].pid, flush=True)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -91,10 +91,10 @@ def test_where_no_child_can_start_no_image_is_to_blame(tmp_path: Path) -> None:
     script.write_text(
         "import resource\n"
         "from dq_cluster.images.config import ImageLimits\n"
-        "from dq_cluster.images.guard import Apart\n"
+        "from dq_cluster.images.guard import ChildDecoder\n"
         "if __name__ == '__main__':\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))\n"
-        "    with Apart(ImageLimits()) as decode:\n"
+        "    with ChildDecoder(ImageLimits()) as decode:\n"
         f"        decode({GOOD!r}, 32)\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
@@ -122,7 +122,7 @@ def test_a_hanging_image_ends_the_process_that_is_watched(tmp_path: Path) -> Non
 
 
 def test_a_pool_serves_threads_and_ends_its_children() -> None:
-    expected, pools = decode_image(GOOD, 32), [ApartPool(QUICK, 2)]
+    expected, pools = decode_image(GOOD, 32), [ChildDecoderPool(QUICK, 2)]
 
     def outcome(data: bytes) -> np.ndarray | str:
         try:
@@ -142,7 +142,7 @@ def test_a_pool_serves_threads_and_ends_its_children() -> None:
 
 
 def test_a_child_tells_what_is_wrong_beyond_the_reason() -> None:
-    with Apart(ImageLimits()) as decode, pytest.raises(RejectError) as raised:
+    with ChildDecoder(ImageLimits()) as decode, pytest.raises(RejectError) as raised:
         decode(b"8BPS\0\1" + bytes(60), 32)
     assert raised.value.reason is Reason.UNSUPPORTED_FORMAT
     assert "PSD" in raised.value.detail

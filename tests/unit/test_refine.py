@@ -17,7 +17,7 @@ from dq_cluster.index.verify import verify
 from dq_cluster.model import quantizer
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.fit import embed_all, fit
-from dq_cluster.search.exact import Words
+from dq_cluster.search.exact import Centroids
 from dq_cluster.search.merge import MISSING, rerank
 from dq_cluster.search.placement import plan_shards
 from dq_cluster.search.refine import Refiner
@@ -44,7 +44,7 @@ def test_sharding_changes_neither_candidates_nor_winners(data: st.DataObject) ->
     cuts = data.draw(st.lists(st.integers(0, rows), max_size=4), label="cuts")
     first = CodeGeometry(dim=16, m=2)
     codebooks = rng.normal(size=(2, 256, 8)).astype(np.float32)
-    words = Words(rng.normal(size=(8, 256, 2)).astype(np.float32), SECOND)
+    words = Centroids(rng.normal(size=(8, 256, 2)).astype(np.float32), SECOND)
     # Few distinct codes: equal scores at every cut.
     codes = rng.integers(0, 256, (12, 2), np.uint8)[rng.integers(12, size=rows)]
     second = rng.integers(0, 256, (30, 8), np.uint8)[rng.integers(30, size=rows)]
@@ -137,7 +137,7 @@ def test_a_longer_code_finds_more_of_the_exact_neighbours() -> None:
     second, _ = encode(vectors, {"codebooks": words}, SECOND)
     queries = make_vectors(3050, 16)[3000:] + 0.05
     answer = refined(
-        Searcher(codes, codebooks, first), Refiner(second, Words(words, SECOND)), queries, 100
+        Searcher(codes, codebooks, first), Refiner(second, Centroids(words, SECOND)), queries, 100
     )
     distances = np.square(queries[:, None] - vectors[None]).sum(2)
     exact = np.argsort(distances, axis=1)[:, :10]

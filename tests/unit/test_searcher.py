@@ -13,7 +13,7 @@ from dq_cluster.errors import InputError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.tombstones import delete_ids
 from dq_cluster.search import faiss_index
-from dq_cluster.search.exact import ExactScores, Words
+from dq_cluster.search.exact import Centroids, ExactScores
 from dq_cluster.search.merge import merge
 from dq_cluster.search.placement import plan_shards
 from dq_cluster.search.rows import Rows
@@ -61,7 +61,7 @@ def brute_force(
     queries: np.ndarray, codes: np.ndarray, tensors: dict[str, np.ndarray], geometry: CodeGeometry
 ) -> tuple[np.ndarray, np.ndarray]:
     """All rows in order: the definition, computed without faiss."""
-    words = Words(tensors["codebooks"], geometry).of(codes)[None]
+    words = Centroids(tensors["codebooks"], geometry).of(codes)[None]
     query = queries[:, None].astype(np.float64)
     terms = query * words if geometry.metric == "ip" else -np.square(query - words)
     parts = terms.reshape(len(queries), len(codes), geometry.m, geometry.dsub)
@@ -110,7 +110,7 @@ def test_a_score_does_not_depend_on_what_is_scored_beside_it(
     nbits: Literal[4, 8], metric: Literal["l2", "ip"]
 ) -> None:
     geometry = CodeGeometry(dim=96, m=24, nbits=nbits, metric=metric)
-    words = Words(tensors_of(geometry)["codebooks"], geometry)
+    words = Centroids(tensors_of(geometry)["codebooks"], geometry)
     rng = np.random.default_rng(4)
     codes = rng.integers(0, 256, (5000, geometry.code_size), dtype=np.uint8)
     queries = rng.normal(size=(17, geometry.dim)).astype(np.float32)

@@ -92,7 +92,7 @@ def test_what_a_worker_raised_is_what_training_raises() -> None:
     found = _failure(settings, WorkerGroupError("x", {0: bug}), "2 of 9 epochs are kept")
     assert str(found).startswith(
         "training 't' gave up after 3 restarts: KeyError: 'cell'; 2 of 9 epochs are kept, "
-        "the same command goes on from there; its stack is in "
+        "the same command continues from there; its stack is in "
     )
     late = ControllerError(TimeoutError("The worker group startup timed out after 60 s.\nMore."))
     found = _failure(settings, late, "0 of 9 epochs are kept")

@@ -19,7 +19,7 @@ Method = Callable[[np.ndarray, np.ndarray, int, int, int], np.ndarray]
 A method may learn only from the database.
 """
 
-# More vectors than this change no k-means of 256 words, and make additive quantizers slow.
+# More vectors than this change no k-means of 256 centroids, and make additive quantizers slow.
 _TRAIN_ROWS = 20_000
 _REDUCED = 64
 

@@ -80,17 +80,17 @@ def kmeans_hashing(
     affinity_weight: float = 10.0,
     iterations: int = 20,
 ) -> Bits:
-    """He, Wen, Sun, CVPR 2013: k-means whose words' distances follow their Hamming distances.
+    """He, Wen, Sun, CVPR 2013: k-means whose centroids' distances follow their Hamming distances.
 
     Product spaces of `bits_per_space` bits over principal axes, dealt so that each space gets
-    its share of the variance. Words are updated by majorization instead of quasi-Newton.
+    its share of the variance. Centroids are updated by majorization instead of quasi-Newton.
     """
     if bits % bits_per_space:
         raise InputError(f"{bits} bits do not divide into spaces of {bits_per_space}")
     mean, axes = _principal_axes(train, bits)
     spaces = bits // bits_per_space
     books = [
-        _affine_words((train - mean) @ axes[:, s::spaces], affinity_weight, iterations)
+        _affine_centroids((train - mean) @ axes[:, s::spaces], affinity_weight, iterations)
         for s in range(spaces)
     ]
 
@@ -104,38 +104,38 @@ def kmeans_hashing(
     return [encode(block) for block in blocks]
 
 
-def _affine_words(x: np.ndarray, affinity_weight: float, iterations: int) -> np.ndarray:
-    """Words (2^b, b) of one space; the word's number is its binary code."""
+def _affine_centroids(x: np.ndarray, affinity_weight: float, iterations: int) -> np.ndarray:
+    """Centroids (2^b, b) of one space; the centroid's number is its binary code."""
     b = x.shape[1]
     signs = _bit_rows(1 << b) * 2.0 - 1
-    words = signs * np.abs(x).mean(0)
+    centroids = signs * np.abs(x).mean(0)
     hamming = np.sqrt((signs[:, None] != signs[None]).sum(2))
     for _ in range(iterations):
-        nearest = _nearest(x, words)
-        counts = np.bincount(nearest, minlength=len(words)).astype(float)
-        sums = np.zeros_like(words)
+        nearest = _nearest(x, centroids)
+        counts = np.bincount(nearest, minlength=len(centroids)).astype(float)
+        sums = np.zeros_like(centroids)
         np.add.at(sums, nearest, x)
         share = counts / len(x)
         pair_weight = affinity_weight * np.outer(share, share)
-        distances = np.linalg.norm(words[:, None] - words[None], axis=2)
+        distances = np.linalg.norm(centroids[:, None] - centroids[None], axis=2)
         scale = (pair_weight * distances * hamming).sum() / (pair_weight * hamming**2).sum()
-        for i in range(len(words)):
-            away = words[i] - words
+        for i in range(len(centroids)):
+            away = centroids[i] - centroids
             length = np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-9)
-            wanted = words + away / length * (scale * hamming[i])[:, None]
+            target = centroids + away / length * (scale * hamming[i])[:, None]
             pull = pair_weight[i]
             total = share[i] + pull.sum()
             if total > 0:
-                words[i] = (sums[i] / len(x) + pull @ wanted) / total
-    return words
+                centroids[i] = (sums[i] / len(x) + pull @ target) / total
+    return centroids
 
 
-def _bit_rows(words: int) -> np.ndarray:
-    return (np.arange(words)[:, None] >> np.arange(words.bit_length() - 1)) & 1 == 1
+def _bit_rows(count: int) -> np.ndarray:
+    return (np.arange(count)[:, None] >> np.arange(count.bit_length() - 1)) & 1 == 1
 
 
-def _nearest(x: np.ndarray, words: np.ndarray) -> np.ndarray:
-    return ((words**2).sum(1) - 2 * x @ words.T).argmin(1)
+def _nearest(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    return ((centroids**2).sum(1) - 2 * x @ centroids.T).argmin(1)
 
 
 def _principal_axes(train: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

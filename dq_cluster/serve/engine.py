@@ -23,7 +23,7 @@ from dq_cluster.index.codefile import row_schema
 from dq_cluster.index.ids import to_id
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.observe.metrics import STEP_SECONDS
-from dq_cluster.observe.tracing import trace_headers
+from dq_cluster.observe.tracing import exemplar, trace_headers
 from dq_cluster.search.filters import Filter, parse_filter
 from dq_cluster.search.placement import Shard, plan_shards
 from dq_cluster.search.shard import Item, ShardQuery
@@ -300,7 +300,7 @@ class Engine:
         clock.append(time.perf_counter())
         steps = dict(zip(("embed", "search", "merge"), np.diff(clock), strict=True))
         for step, seconds in steps.items():
-            STEP_SECONDS.observe(seconds, step=step)
+            STEP_SECONDS.labels(step=step).observe(seconds, exemplar())
         return _Found(
             hits=hits,
             coverage=coverage([shard.rows for shard in served.shards], answered),

@@ -5,14 +5,13 @@ import logging
 import uuid
 from typing import Any
 
-import httpx
-import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from dq_cluster.errors import IntegrityError
 from dq_cluster.index.catalog import Index
+from dq_cluster.observe.exporter import expose
 from dq_cluster.observe.log import configure_logging
 from dq_cluster.observe.metrics import INDEX_VERSION
 from dq_cluster.serve.api import IndexInfo, SearchRequest, SearchResponse, VersionInfo
@@ -36,6 +35,7 @@ class Router:
         self, settings: ServeSettings, keeper: DeploymentHandle, shards: list[DeploymentHandle]
     ) -> None:
         configure_logging()
+        expose("router")
         self.guard = Guard(read_keys(), settings.limits)
         self._settings, self._keeper = settings, keeper
         self._index = Index.at(settings.index)
@@ -103,16 +103,6 @@ class Router:
             raise IntegrityError(f"still serving version {self._serving}: {refused}")
         await self._serve(served)
         return served.info()
-
-    async def metrics(self) -> str:
-        """What Ray exports on this node, without Ray's own metrics."""
-        node = ray.get_runtime_context().get_node_id()
-        found = next(each for each in ray.nodes() if each["NodeID"] == node)
-        url = f"http://{found['NodeManagerAddress']}:{found['MetricsExportPort']}/metrics"
-        async with httpx.AsyncClient(timeout=5) as client:
-            text = (await client.get(url)).text
-        ours = ("ray_dq_", "# HELP ray_dq_", "# TYPE ray_dq_")
-        return "".join(line for line in text.splitlines(keepends=True) if line.startswith(ours))
 
     @property
     def _serving(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.parser import text_string_to_metric_families as plain_families
 
 from dq_cluster.errors import ConfigError
 from dq_cluster.observe import exporter
@@ -148,7 +149,7 @@ def test_the_port_of_the_node_is_taken_over(node: Path, start: Start) -> None:
             except OSError:
                 time.sleep(0.05)
                 continue
-            families = list(text_string_to_metric_families(text + "# EOF\n"))
+            families = list(plain_families(text))
             got = {s.labels["pid"] for s in samples(families, "dq_index_version")}
 
     seen(pids)

@@ -69,3 +69,9 @@ def ray_cluster(s3_server: S3Server) -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no plugin of Pillow were installed: HEIC and JPEG XL are known and not read."""
+    monkeypatch.setattr("dq_cluster.images.formats.find_spec", lambda name: None)

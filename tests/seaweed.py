@@ -100,7 +100,7 @@ class S3Server:
             "ip.bind": "127.0.0.1",
             "s3.config": self.folder / "s3.json",
             "master.volumeSizeLimitMB": 64,
-            "volume.max": 200,
+            "volume.max": 5000,  # a bucket takes seven
             # Two more listeners, on fixed ports unless switched off.
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,

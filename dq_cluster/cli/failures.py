@@ -1,16 +1,11 @@
 """What an error means for a command: its exit status, and the one line that says why."""
 
-import logging
-import os
-import tempfile
-import traceback
 from dataclasses import dataclass
 
 from typer import TyperException
 
 from dq_cluster.errors import DqError, UserError
-
-log = logging.getLogger(__name__)
+from dq_cluster.observe.log import keep_stack
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
@@ -46,21 +41,11 @@ def explain(error: BaseException) -> Failure:
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             return Failure(1, f"{where}{error.strerror or error}", kind)
+        case ModuleNotFoundError(name=str(name)) if not name.startswith("dq_cluster"):
+            package = name.partition(".")[0]
+            missing = f"this needs the Python package {package}, which is not installed"
+            return Failure(2, f"{missing}: pip install 'dq-cluster[cpu]'", "MissingPackageError")
         case MemoryError():
             return Failure(1, "this machine has not enough memory for it", kind)
-    stack = "".join(traceback.format_exception(error))
     what = f"internal error: {kind}: {error}"
-    return Failure(1, f"{what}; the stack is {_keep(stack)}", "InternalError")
-
-
-def _keep(stack: str) -> str:
-    if not log.isEnabledFor(logging.DEBUG):
-        try:
-            handle, path = tempfile.mkstemp(prefix="dq-cluster-", suffix=".log")
-            with os.fdopen(handle, "w", errors="backslashreplace") as file:
-                file.write(stack)
-            return f"in {path}"
-        except OSError:
-            pass
-    log.error("%s", stack)
-    return "above"
+    return Failure(1, f"{what}; the stack is {keep_stack(error)}", "InternalError")

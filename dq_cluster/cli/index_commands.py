@@ -1,14 +1,15 @@
 """`dq-cluster index …`: look at an index, check it, move it between versions, clean it."""
 
 from datetime import timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dq_cluster.cli.output import emit
 from dq_cluster.errors import ConfigError, InputError, NotFoundError
-from dq_cluster.index.catalog import Index
-from dq_cluster.index.models import read_card
+
+if TYPE_CHECKING:
+    from dq_cluster.index.catalog import Index
 
 _MOST_HOURS = 1_000_000
 
@@ -19,10 +20,17 @@ Version = Annotated[int | None, typer.Option("--version", help="Default: the cur
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
+def _open(uri: str) -> "Index":
+    # Imported here, as every command does: the client's installation has this module, and no more.
+    from dq_cluster.index.catalog import Index
+
+    return Index.at(uri)
+
+
 @app.command("list")
 def list_versions(index: Uri, json: Json = False) -> None:
     """List the versions, oldest first."""
-    catalog = Index.at(index)
+    catalog = _open(index)
     current = catalog.current()
     rows = []
     for number in catalog.versions():
@@ -49,7 +57,9 @@ def list_versions(index: Uri, json: Json = False) -> None:
 @app.command()
 def show(index: Uri, version: Version = None, json: Json = False) -> None:
     """Show one version: its model, codes, size, rejects, and measured quality."""
-    catalog = Index.at(index)
+    from dq_cluster.index.models import read_card
+
+    catalog = _open(index)
     manifest = catalog.manifest(version)
     card = read_card(catalog.storage, manifest.model)
     size = sum(file.size for file in manifest.files)
@@ -84,7 +94,7 @@ def rollback(
     json: Json = False,
 ) -> None:
     """Make an existing version the current one."""
-    catalog = Index.at(index)
+    catalog = _open(index)
     if version is None:
         current = catalog.manifest()
         if current.parent is None:
@@ -104,7 +114,7 @@ def verify(
     """Hash every file of a version and name what is wrong; exit status 1 if anything is."""
     from dq_cluster.index.verify import verify
 
-    report = verify(Index.at(index), version, ids=ids)
+    report = verify(_open(index), version, ids=ids)
     emit(report, as_json=json)
     if report.problems:
         raise typer.Exit(1)
@@ -131,7 +141,7 @@ def delete(
 
     if bool(ids) == (ids_file is not None):
         raise ConfigError("say which images to take out: either ids or --ids-file FILE")
-    catalog = Index.at(index)
+    catalog = _open(index)
     id_type = catalog.manifest().id_type
     wanted = to_ids(ids if ids_file is None else read_ids(ids_file, ids_column), id_type)
     if not len(wanted):
@@ -154,7 +164,7 @@ def compact(
 
     if rows < 1:
         raise ConfigError(f"--rows {rows} is not 1 or more")
-    manifest = compact(Index.at(index), rows)
+    manifest = compact(_open(index), rows)
     emit(
         {"version": manifest.version, "rows": manifest.rows, "files": len(manifest.files)},
         as_json=json,
@@ -183,7 +193,7 @@ def gc(
     if not 0 <= grace_hours <= _MOST_HOURS:
         raise ConfigError(f"--grace-hours {grace_hours:g} is not between 0 and {_MOST_HOURS:,}")
     report = collect_garbage(
-        Index.at(index),
+        _open(index),
         timedelta(hours=grace_hours),
         keep=keep,
         trainings=training or (),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from dq_cluster.cli import index_commands, search_commands, workloads
+from dq_cluster.cli import config_commands, index_commands, search_commands, workloads
 from dq_cluster.cli.failures import INTERRUPTED, explain
 from dq_cluster.cli.output import emit_error
 from dq_cluster.cli.signals import run_until_signal
@@ -29,6 +29,7 @@ app = typer.Typer(
 workloads.register(app)
 search_commands.register(app)
 app.add_typer(index_commands.app, name="index")
+app.add_typer(config_commands.app, name="config")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

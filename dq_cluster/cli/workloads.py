@@ -9,12 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from dq_cluster.cli.config_commands import find_config
 from dq_cluster.cli.output import emit, results_only
-from dq_cluster.cluster import ray_cluster
 from dq_cluster.config import load_settings
 
 Config = Annotated[
-    Path | None, typer.Option("--config", help="YAML file with the workload's settings.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file with the workload's settings, or one that `config list` names.",
+        callback=lambda path: path and find_config(path),
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")
@@ -85,6 +90,7 @@ def evaluate(
 
 def serve(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
     """Serve the query API until interrupted (Ray Serve)."""
+    from dq_cluster.cluster import ray_cluster
     from dq_cluster.serve.config import ServeSettings
     from dq_cluster.serve.run import fast_serve, serve_forever
 
@@ -95,6 +101,8 @@ def serve(config: Config = None, overrides: Overrides = None, json: Json = False
 
 
 def _run(workload: Callable[[], Any], as_json: bool) -> None:
+    from dq_cluster.cluster import ray_cluster
+
     with results_only(), ray_cluster():
         result = workload()
     emit(result, as_json=as_json)

@@ -38,7 +38,7 @@ def plain(error: BaseException) -> DqError:
     # The text, where it ends with what was raised: Ray Data changes the message of the exception.
     last = str(error).rstrip().rpartition("\n")[2].strip()
     raised = last if _ERROR_LINE.match(last) else f"{type(innermost).__name__}: {_line(innermost)}"
-    return DqError(f"a worker failed with {raised}; its stack is in {keep_stack(error)}")
+    return DqError(f"a worker failed with {raised}; its stack is {keep_stack(error)}")
 
 
 def ours(error: BaseException) -> DqError | None:

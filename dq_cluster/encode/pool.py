@@ -1,5 +1,6 @@
 """The Ray Data pipeline: fragment numbers in, receipts of committed fragments out."""
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -40,6 +41,8 @@ def run_fragments(
     todo = [number for number in range(fragments) if number not in done]
     with RunProgress(name, fragments, fragments - len(todo)) as progress:
         if todo:
+            # Ray keeps the encoders of a run that failed as long as its error is remembered.
+            gc.collect()
             wait_for_room(needs(pool), "lower pool.encoders, pool.decoders or pool.gpus")
             limit = max_reject_fraction * job.plan.rows if job.plan.rows else None
             for receipt in _receipts(job, pool, todo):

@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from dq_cluster.errors import ConfigError
 from dq_cluster.jsontext import to_json
 
+logger = logging.getLogger(__name__)
+
 _request_id: ContextVar[str] = ContextVar("dq_request_id", default="")
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
@@ -38,10 +40,10 @@ def configure_logging() -> None:
         raise ConfigError(f"DQ_LOG_LEVEL={level}: expected DEBUG, INFO, WARNING or ERROR")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(kinds[kind]())
-    logger = logging.getLogger("dq_cluster")
-    logger.handlers = [handler]
-    logger.setLevel(level)
-    logger.propagate = False
+    ours = logging.getLogger("dq_cluster")
+    ours.handlers = [handler]
+    ours.setLevel(level)
+    ours.propagate = False
 
 
 @contextlib.contextmanager
@@ -62,19 +64,19 @@ def current_request_id() -> str:
 
 
 def keep_stack(error: BaseException) -> str:
-    """Write the stack of `error` to a file of its own and return the file's path.
+    """Write the stack of `error` to a file of its own; returns where it is: `in <path>`.
 
-    Where no file can be written the stack goes to standard error, and that is what is returned.
+    Where no file can be written, and with DQ_LOG_LEVEL=DEBUG, it is logged: `above`.
     """
     stack = "".join(traceback.format_exception(error))
-    try:
-        descriptor, path = tempfile.mkstemp(prefix="dq-cluster-", suffix=".log")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(stack)
-    except OSError:
-        sys.stderr.write(stack)
-        return "standard error"
-    return path
+    if not logger.isEnabledFor(logging.DEBUG):
+        with contextlib.suppress(OSError):
+            descriptor, path = tempfile.mkstemp(prefix="dq-cluster-", suffix=".log")
+            with os.fdopen(descriptor, "w", errors="backslashreplace") as file:
+                file.write(stack)
+            return f"in {path}"
+    logger.error("%s", stack)
+    return "above"
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

@@ -64,7 +64,7 @@ def _failure(settings: TrainSettings, error: TrainingFailedError, kept: str) -> 
     for cause in causes:
         if found := ours(cause):
             return found
-    stack = f"; its stack is in {keep_stack(error)}" if "Traceback" in str(causes[0]) else ""
+    stack = f"; its stack is {keep_stack(error)}" if "Traceback" in str(causes[0]) else ""
     return DqError(
         f"training '{settings.name}' gave up after {settings.max_failures} restarts: "
         f"{reason_in(str(causes[0]))}; {kept}, the same command goes on from there{stack}"

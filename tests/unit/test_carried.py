@@ -248,7 +248,7 @@ def test_fragments_of_one_pile_have_its_types(
     features(tmp_path / "pile", a=NULLS, b=INT32, c=INT64, d=NULLS)
     source = SourceSettings(kind="features", uri=str(tmp_path / "pile"), columns=("x",))
     units = open_source(source).units()
-    plan = make_plan(index.storage, "runs/r", units, fragment_rows=6, request={})
+    plan = make_plan(index.storage, "runs/r", units, fragment_rows=6)
     schema = source_schema(source).remove(0)
     output = CodeOutput(index.storage, card.digest, "data/r", False, ("x",), 64, 1)
     job = Job(source, schema, output, index.storage, "runs/r", "data/r", plan, 1)

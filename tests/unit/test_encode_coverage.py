@@ -61,6 +61,7 @@ def planned(storage: Storage, source: SourceSettings, rows: int) -> tuple[Plan, 
     return resume(storage, "r", source, source, fragment_rows=rows, written=[]), found
 
 
+@pytest.mark.usefixtures("no_plugins")
 def test_a_continued_run_says_what_was_added(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +152,7 @@ def test_plans_and_receipts_of_earlier_versions_are_read(tmp_path: Path) -> None
     assert Receipt.model_validate_json(receipt).skipped == {}
 
 
+@pytest.mark.usefixtures("no_plugins")
 def test_nothing_to_plan_says_what_was_there(tmp_path: Path) -> None:
     pile = write_folder(tmp_path / "pile", {"a.heic": b"\0\0\0\x18ftypheic" + bytes(20)})
     source = Folder(SourceSettings(kind="folder", uri=str(pile)))

@@ -92,7 +92,8 @@ def test_every_error_survives_the_way_between_processes() -> None:
     kinds, waiting = set(), [DqError]
     while waiting:
         kind = waiting.pop()
-        kinds.add(kind)
+        if kind.__module__.startswith("dq_cluster."):  # Ray makes classes of its own of them
+            kinds.add(kind)
         waiting += kind.__subclasses__()
     assert len(kinds) >= 12
     others = {RejectError: (Reason.CORRUPT,), CoverageError: ("too little", None)}

@@ -29,6 +29,7 @@ from dq_cluster.encode.resume import resume
 from dq_cluster.errors import ConflictError, NotFoundError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.index.catalog import Index
+from dq_cluster.index.codefile import code_table, write_code_file
 from dq_cluster.index.compact import compact
 from dq_cluster.index.garbage import named_files
 from dq_cluster.index.gc import collect_garbage
@@ -104,9 +105,17 @@ def _begin(index: Index, run: str, features: Path, *, append: bool) -> Plan:
 
 def _encode_fragment(index: Index, run: str, fragment: int) -> None:
     receipt = receipt_of(run, fragment)
-    (file,) = receipt.files
-    index.storage.write(file.path, b"data")
-    files = (file.model_copy(update={"rows": 8}),)
+    card = read_card(index.storage, list_models(index.storage)[0])
+    rows = np.arange(8 * fragment, 8 * fragment + 8)
+    table = code_table(
+        pa.array(rows),
+        np.zeros((8, card.geometry.code_size), np.uint8),
+        card.geometry,
+        pa.table({"position": rows}),
+    )
+    path = receipt.files[0].path
+    entry = write_code_file(index.storage, path, table, model=card.digest, geometry=card.geometry)
+    files = (entry,)
     columns = receipt.columns | {"position": "int64"}
     Ledger(index.storage, f"runs/{run}").commit(
         receipt.model_copy(update={"rows": 8, "files": files, "columns": columns})

@@ -79,6 +79,7 @@ def check_names(paths: list[str], skipped: dict[str, int], formats: dict[str, in
     assert len(paths) + sum(skipped.values()) == len(NAMES)
 
 
+@pytest.mark.usefixtures("no_plugins")
 class TestNames:
     def test_content_decides_where_the_name_does_not(self, tmp_path: Path) -> None:
         write_folder(tmp_path, NAMES)

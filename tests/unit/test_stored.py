@@ -90,14 +90,14 @@ def test_readers_of_every_record_refuse_a_later_format(index: Index, tmp_path: P
     manifest = index.manifest()
     checkpoints = storage.child("checkpoints")
     save_checkpoint(checkpoints, Checkpoint(3, {"w": torch.zeros(2)}))
-    Journal(tmp_path / "demo", {"images": 1})
+    Journal(Storage(str(tmp_path / "demo")))
     for name, read in (
         ("versions/1.json", lambda: index.manifest(1)),
         (f"models/{manifest.model}/model.json", lambda: read_card(storage, manifest.model)),
         ("runs/r/plan.json", lambda: find_plan(storage, "runs/r")),
         ("runs/r/ledger/00000001.json", lambda: list(Ledger(storage, "runs/r").receipts())),
         ("checkpoints/epoch-00003.json", lambda: latest_checkpoint(checkpoints)),
-        ("../demo/demo.json", lambda: Journal(tmp_path / "demo", {"images": 1})),
+        ("../demo/demo.json", lambda: Journal(Storage(str(tmp_path / "demo")))),
     ):
         (Path(storage.uri) / name).parent.mkdir(parents=True, exist_ok=True)
         (Path(storage.uri) / name).write_bytes(later)
@@ -140,7 +140,7 @@ def test_a_pointer_that_is_no_number(index: Index, text: bytes) -> None:
     for read in (index.current, lambda: index.publish(lambda *_: pytest.fail("published"))):
         with pytest.raises(IntegrityError, match="CURRENT is not a version number"):
             read()
-    with pytest.raises((IntegrityError, NotFoundError), match="published"):
+    with pytest.raises((IntegrityError, NotFoundError), match=r"published|not a version number"):
         _published(index, "r", Run(index.storage.child("runs/r")).result())
     assert index.rollback(1).version == index.current() == 1
 
@@ -174,7 +174,7 @@ def test_files_that_are_no_receipts_or_checkpoints_are_passed_over(tmp_path: Pat
 
 
 def test_kept_rows_of_a_comparison(tmp_path: Path) -> None:
-    files = RowFiles(Storage(str(tmp_path)), {"k": 1})
+    files = RowFiles(Storage(str(tmp_path)), {"k": 1}, "code")
     row = Row(
         method="PQ",
         bits=16,

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import errno
 import functools
+import itertools
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -106,7 +107,7 @@ def exposition(accept: str | None) -> tuple[bytes, str]:
     Without `expose`, as outside of Ray, they are those of this process.
     """
     encode, media_type = choose_encoder(accept or "")
-    return encode(NODE), media_type
+    return encode(_registry(gather)), media_type
 
 
 def gather() -> list[Metric]:
@@ -114,15 +115,28 @@ def gather() -> list[Metric]:
 
     A process that does not answer within a few seconds is left out, and a warning says so.
     """
-    families: dict[str, Metric] = {}
-    _add(families, REGISTRY.collect(), os.getpid(), _here.name)
+    answers = [own()]
     folder = _here.file.parent if _here.file else None
     others = [each for each in registered(folder) if each.pid != os.getpid()] if folder else []
     if others:
         with ThreadPoolExecutor(min(len(others), _AT_ONCE)) as pool:
-            for process, answer in zip(others, pool.map(_ask, others), strict=True):
-                _add(families, answer, process.pid, process.name)
+            answers += pool.map(_ask, others)
+    families: dict[str, Metric] = {}
+    for family in itertools.chain(*answers):
+        whole = Metric(family.name, family.documentation, family.type)
+        families.setdefault(family.name, whole).samples += family.samples
     return list(families.values())
+
+
+def own() -> list[Metric]:
+    """What this process has recorded, each sample with `pid` and `process`."""
+    who = {"pid": str(os.getpid()), "process": _here.name}
+    families = []
+    for family in REGISTRY.collect():
+        family.samples = [s._replace(labels={**s.labels, **who}) for s in _recorded(family)]
+        if family.samples:
+            families.append(family)
+    return families
 
 
 def registered(folder: Path) -> list[Process]:
@@ -137,30 +151,23 @@ def registered(folder: Path) -> list[Process]:
     return found
 
 
-class _Node(Collector):
-    """The node's metrics, as prometheus-client's server and encoders take them."""
+class _Source(Collector):
+    """Metrics that a function returns, as prometheus-client's server and encoders take them."""
+
+    def __init__(self, collect: Callable[[], list[Metric]]) -> None:
+        self._collect = collect
 
     def describe(self) -> Iterable[Metric]:
         return REGISTRY.collect()
 
     def collect(self) -> Iterable[Metric]:
-        return gather()
+        return self._collect()
 
 
-NODE = CollectorRegistry()
-NODE.register(_Node())
-
-
-def _add(families: dict[str, Metric], found: Iterable[Metric], pid: int, name: str) -> None:
-    """Put what a process has recorded into `families`, with labels that name the process."""
-    who = {"pid": str(pid), "process": name}
-    for family in found:
-        samples = list(_recorded(family))
-        if samples:
-            whole = Metric(family.name, family.documentation, family.type)
-            families.setdefault(family.name, whole).samples += [
-                sample._replace(labels={**sample.labels, **who}) for sample in samples
-            ]
+def _registry(collect: Callable[[], list[Metric]]) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(_Source(collect))
+    return registry
 
 
 def _recorded(family: Metric) -> list[Sample]:
@@ -219,7 +226,7 @@ def _node_folder() -> Path | None:
 @functools.cache
 def _own_port() -> int:
     """The loopback port at which this process serves its own metrics."""
-    server, _ = start_http_server(0, addr="127.0.0.1", registry=REGISTRY)
+    server, _ = start_http_server(0, addr="127.0.0.1", registry=_registry(own))
     return int(server.server_port)
 
 
@@ -241,7 +248,7 @@ def serve_node(port: int) -> None:
 def _take_port(port: int) -> None:
     while True:
         try:
-            start_http_server(port, registry=NODE)
+            start_http_server(port, registry=_registry(gather))
             return
         except OSError as error:
             if error.errno != errno.EADDRINUSE:

@@ -17,6 +17,7 @@ from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.progress import RunProgress
 from dq_cluster.encode.reports import spoken
 from dq_cluster.errors import QualityGateError
+from dq_cluster.observe.exporter import expose
 
 # Of each encoder; see FragmentEncoder.
 _FRAGMENTS_AT_ONCE = 2
@@ -34,6 +35,7 @@ def run_fragments(
 
     Raises QualityGateError as soon as the rejects must pass the limit.
     """
+    expose(name.partition(" ")[0])
     fragments = job.plan.fragments
     done = set(Ledger(job.storage, job.run).done())
     todo = [number for number in range(fragments) if number not in done]

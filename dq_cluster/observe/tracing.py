@@ -41,6 +41,16 @@ def trace_headers() -> dict[str, str]:
     return headers
 
 
+def exemplar() -> dict[str, str] | None:
+    """What leads from a measurement to its trace; None where there is no trace that is kept."""
+    if _tracer() is None:
+        return None
+    from opentelemetry import trace
+
+    context = trace.get_current_span().get_span_context()
+    return {"trace_id": f"{context.trace_id:032x}"} if context.trace_flags.sampled else None
+
+
 @functools.cache
 def _tracer() -> Any:
     """This process's tracer, or None when tracing is off. Raises ConfigError if it cannot be on."""

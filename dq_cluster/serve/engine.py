@@ -17,7 +17,7 @@ from dq_cluster.errors import InputError, NotFoundError, UnavailableError
 from dq_cluster.images.thumbnail import thumbnail
 from dq_cluster.index.ids import to_id
 from dq_cluster.observe.metrics import STEP_SECONDS
-from dq_cluster.observe.tracing import trace_headers
+from dq_cluster.observe.tracing import exemplar, trace_headers
 from dq_cluster.search.filters import Filter, parse_filter
 from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.api import (
@@ -267,7 +267,7 @@ class Engine:
         clock.append(time.perf_counter())
         steps = dict(zip(("embed", "search", "merge"), np.diff(clock), strict=True))
         for step, seconds in steps.items():
-            STEP_SECONDS.observe(seconds, step=step)
+            STEP_SECONDS.labels(step=step).observe(seconds, exemplar())
         return _Found(
             hits=hits,
             coverage=coverage([shard.rows for shard in served.shards], answered),

@@ -86,7 +86,7 @@ class Fanout:
                     running.add(self._send(ask, shard))
                     if step is Step.HEDGE:
                         self._budget.spend()
-                    (HEDGES if step is Step.HEDGE else RETRIES).inc(shard=shard)
+                    (HEDGES if step is Step.HEDGE else RETRIES).labels(shard=shard).inc()
                     attempts = Attempts(
                         attempts.started + 1, attempts.failed, attempts.hedged or step is Step.HEDGE
                     )

@@ -1,9 +1,9 @@
 """The HTTP surface over anything that can answer: the router, or an engine in this process."""
 
+import asyncio
 import json
 import logging
 import math
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from importlib.resources import files
 from typing import Any
@@ -19,9 +19,10 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from dq_cluster import __version__
 from dq_cluster.errors import DqError, InputError, UserError
+from dq_cluster.observe.exporter import exposition
 from dq_cluster.observe.log import request_context
-from dq_cluster.observe.metrics import COVERAGE, QUERIES, QUERY_SECONDS
-from dq_cluster.observe.tracing import span
+from dq_cluster.observe.metrics import COVERAGE, QUERIES, QUERY_SECONDS, timed
+from dq_cluster.observe.tracing import exemplar, span
 from dq_cluster.serve.api import (
     CoverageError,
     IndexInfo,
@@ -157,10 +158,12 @@ def make_api(service: ServedApi, *, max_body_bytes: int, hide: str) -> FastAPI:
         """A version is served: this process answers only once it has one."""
         return "ok"
 
-    @api.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> str:
-        """The metrics of dq_cluster on this node, in Prometheus' text format."""
-        return await service.metrics()
+    @api.get("/metrics", response_class=PlainTextResponse, responses=_OPENMETRICS)
+    async def metrics(request: Request) -> Response:
+        """The metrics of dq_cluster on this node, as Prometheus' text or as OpenMetrics."""
+        accept = request.headers.get("accept")
+        text, media_type = await asyncio.to_thread(exposition, accept)
+        return Response(text, media_type=media_type)
 
     @api.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> Response:
@@ -180,23 +183,22 @@ class _Direct(APIRoute):
 
 async def answer(service: Service, request: SearchRequest) -> SearchResponse:
     """Search, and record how it went."""
-    begin, outcome = time.perf_counter(), "failed"
-    try:
-        with span("query"):
+    outcome = "failed"
+    with span("query"), timed(QUERY_SECONDS):
+        try:
             response = await service.search(request)
-        outcome = "ok" if response.coverage == 1 else "partial"
-        COVERAGE.observe(response.coverage)
-        return response
-    except CoverageError as error:
-        outcome = "timed_out" if error.response.timed_out else "failed"
-        COVERAGE.observe(error.response.coverage)
-        raise
-    except UserError:
-        outcome = "rejected"
-        raise
-    finally:
-        QUERIES.inc(outcome=outcome)
-        QUERY_SECONDS.observe(time.perf_counter() - begin)
+            outcome = "ok" if response.coverage == 1 else "partial"
+            COVERAGE.observe(response.coverage)
+            return response
+        except CoverageError as error:
+            outcome = "timed_out" if error.response.timed_out else "failed"
+            COVERAGE.observe(error.response.coverage)
+            raise
+        except UserError:
+            outcome = "rejected"
+            raise
+        finally:
+            QUERIES.labels(outcome=outcome).inc(exemplar=exemplar())
 
 
 def _refusal(body: ErrorBody, code: int, headers: dict[str, str] | None = None) -> Response:
@@ -268,6 +270,9 @@ _SEARCH_BODY = {
             }
         },
     },
+}
+_OPENMETRICS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/openmetrics-text": {"schema": {"type": "string"}}}}
 }
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 # What any call may be refused with; searches may be too slow besides.

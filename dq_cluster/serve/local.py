@@ -78,9 +78,6 @@ class LocalService:
         self._release()
         return served.info()
 
-    async def metrics(self) -> str:
-        return ""  # Ray collects them, and there is no Ray here
-
     @property
     def _serving(self) -> int:
         return self._engine.served.manifest.version

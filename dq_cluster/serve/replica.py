@@ -12,12 +12,14 @@ from ray import serve
 
 from dq_cluster.errors import DqError, InputError, IntegrityError, StorageError
 from dq_cluster.index.catalog import Index
+from dq_cluster.observe.exporter import expose
 from dq_cluster.observe.log import configure_logging
 from dq_cluster.observe.metrics import (
     SHARD_CODES,
     SHARD_LOAD_FAILURES,
     SHARD_LOAD_SECONDS,
     SHARD_SEARCH_SECONDS,
+    timed,
 )
 from dq_cluster.observe.tracing import span
 from dq_cluster.search.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
@@ -36,6 +38,7 @@ class ShardReplica:
 
     async def __init__(self, settings: ServeSettings, number: int) -> None:  # type: ignore[misc]
         configure_logging()
+        expose("shard")
         self._settings, self._number = settings, number
         self._index = Index.at(settings.index)
         self._held: Held[LoadedShard] = Held(self._read)
@@ -68,14 +71,14 @@ class ShardReplica:
         allowed, gpu = int(self._settings.memory_gb * 1e9), self._settings.gpus > 0
         place = (version, self._number, self._settings.shards)
         try:
-            with SHARD_LOAD_SECONDS.time(shard=self._number):
+            with SHARD_LOAD_SECONDS.labels(shard=self._number).time():
                 shard = load_shard(self._index, *place, allowed, gpu=gpu)
         except DqError as error:
-            SHARD_LOAD_FAILURES.inc(shard=self._number)
+            SHARD_LOAD_FAILURES.labels(shard=self._number).inc()
             logger.error("version refused", extra={**about, "why": error})
             kind = StorageError if isinstance(error, StorageError) else IntegrityError
             raise kind(f"shard {self._number} refused version {version}: {error}") from None
-        SHARD_CODES.set(shard.searcher.rows, shard=self._number)
+        SHARD_CODES.labels(shard=self._number).set(shard.searcher.rows)
         logger.info("version loaded", extra={**about, "simd": shard.searcher.simd})
         return shard
 
@@ -86,7 +89,7 @@ class ShardReplica:
     async def search(self, query: ShardQuery) -> ShardAnswer | Failure:
         """The shard's best for a batch of queries."""
         traced = span("shard", query.trace, shard=self._number, version=query.version)
-        with SHARD_SEARCH_SECONDS.time(shard=self._number), traced:
+        with traced, timed(SHARD_SEARCH_SECONDS.labels(shard=self._number)):
             return await self._answer(query.version, lambda shard: shard.search(query))
 
     async def find(self, version: int, id: int | str) -> Item | Failure | None:

@@ -6,8 +6,6 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-import httpx
-import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
@@ -16,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from dq_cluster.errors import DqError, UnavailableError
 from dq_cluster.index.catalog import Index
+from dq_cluster.observe.exporter import expose
 from dq_cluster.observe.log import configure_logging
 from dq_cluster.observe.metrics import INDEX_VERSION
 from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
@@ -43,6 +42,7 @@ class Router:
         self, settings: ServeSettings, keeper: DeploymentHandle, shards: list[DeploymentHandle]
     ) -> None:
         configure_logging()
+        expose("router")
         self.guard = Guard(read_keys(), settings.limits)
         self._settings, self._keeper = settings, keeper
         self._index = Index.at(settings.index)
@@ -104,16 +104,6 @@ class Router:
         except DqError as error:
             raise still_serving(self._serving, error) from error
         return served.info()
-
-    async def metrics(self) -> str:
-        """What Ray exports on this node, without Ray's own metrics."""
-        node = ray.get_runtime_context().get_node_id()
-        found = next(each for each in ray.nodes() if each["NodeID"] == node)
-        url = f"http://{found['NodeManagerAddress']}:{found['MetricsExportPort']}/metrics"
-        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
-            text = (await client.get(url)).text
-        ours = ("ray_dq_", "# HELP ray_dq_", "# TYPE ray_dq_")
-        return "".join(line for line in text.splitlines(keepends=True) if line.startswith(ours))
 
     @property
     def _serving(self) -> int:

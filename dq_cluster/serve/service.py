@@ -16,9 +16,8 @@ class Service(Protocol):
 
 
 class ServedApi(Service, Protocol):
-    """A Service with what a server adds: who may ask, pictures, and metrics."""
+    """A Service with what a server adds: who may ask, and pictures."""
 
     guard: Guard
 
     async def picture(self, id: int | str) -> bytes: ...
-    async def metrics(self) -> str: ...

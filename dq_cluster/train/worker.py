@@ -12,6 +12,7 @@ from ray.train.torch import get_device
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.neighbours import Positives
+from dq_cluster.observe.exporter import expose
 from dq_cluster.observe.metrics import CODEBOOK_PERPLEXITY, TRAIN_LOSS, TRAIN_SAMPLES
 from dq_cluster.storage import Storage
 from dq_cluster.train import node
@@ -36,6 +37,7 @@ class Job:
 def train_worker(config: dict[str, Job]) -> None:
     """Train `config["job"]` together with the other workers of the group."""
     job = config["job"]
+    expose("train")
     with node.node_folder(repr(job)) as folder:
         _train(job, folder)
 
@@ -47,7 +49,7 @@ def _train(job: Job, folder: Path) -> None:
     def on_epoch(metrics: dict[str, Any]) -> None:
         if leader:
             for term, value in metrics["terms"].items():
-                TRAIN_LOSS.set(value, term=term)
+                TRAIN_LOSS.labels(term=term).set(value)
             TRAIN_SAMPLES.inc(len(features))
             CODEBOOK_PERPLEXITY.set(metrics["perplexity"])
         ray.train.report(metrics)

@@ -92,19 +92,22 @@ def test_what_production_asks_for_arrives(helm: Helm) -> None:
 
 
 def test_ports_are_named_as_kuberay_and_the_monitor_look_for_them(helm: Helm) -> None:
-    serving = {"serve": 8000, "metrics": 8080}
-    heading = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
+    watched = {"metrics": 8080, "dq-metrics": 8081}
+    serving = {"serve": 8000, **watched}
+    heading = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, **watched}
     expected = {
         "RayService/rel-dq-cluster/head": serving | heading,
         "RayService/rel-dq-cluster/cpu": serving,
     }
     documents = helm.render(*INDEX, "--set", "jobs.train.enabled=true")
     job = f"RayJob/{only(documents, 'RayJob')['metadata']['name']}"
-    expected |= {f"{job}/head": heading, f"{job}/cpu": {"metrics": 8080}}
+    expected |= {f"{job}/head": heading, f"{job}/cpu": watched}
     templates = pods(documents)
     for name, ports in expected.items():
         container = templates[name]["spec"]["containers"][0]
         assert {p["name"]: p["containerPort"] for p in container["ports"]} == ports, name
+        assert all(len(port) <= 15 for port in ports)  # what Kubernetes allows
+        assert environment(templates[name])["DQ_METRICS_PORT"] == str(ports["dq-metrics"])
 
 
 def test_a_service_account_of_ones_own(helm: Helm) -> None:

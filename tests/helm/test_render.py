@@ -1,6 +1,7 @@
 """What the chart makes of its values, on both Helms."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -173,13 +174,14 @@ def test_network_policy_opens_each_port_to_whom_it_concerns(helm: Helm) -> None:
     for rule in rest:
         for port in rule["ports"]:
             opened.setdefault(port["port"], []).append(json.dumps(rule["from"]))
-    assert opened.keys() == {8265, 8000, 8080}
+    assert opened.keys() == {8265, 8000, 8080, 8081}
     assert len(opened[8265]) == 2
     assert "submitter" in opened[8265][0]
     assert "kuberay-system" in opened[8265][1]
     assert "ingress-nginx" in opened[8000][1]
     assert '"test"' in opened[8000][1]
     assert "monitoring" in opened[8080][0]
+    assert opened[8081] == opened[8080]
 
     anyone = only(helm.render(*INDEX, "--set", "networkPolicy.enabled=true"), "NetworkPolicy")
     (rule,) = [r for r in anyone["spec"]["ingress"] if "from" not in r]
@@ -209,15 +211,24 @@ def test_monitor_selects_ray_pods_and_names_the_release(helm: Helm) -> None:
     documents = helm.render("-f", CI["production"])
     monitor = only(documents, "PodMonitor")
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
-    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    of_ray, ours = monitor["spec"]["podMetricsEndpoints"]
     ports = {
         port["name"]: port["containerPort"]
         for name, template in pods(documents).items()
         if name.startswith("RayService")
         for port in template["spec"]["containers"][0]["ports"]
     }
-    assert ports[endpoint["port"]] == 8080
-    assert "release" in {rule["targetLabel"] for rule in endpoint["relabelings"]}
+    assert (ports[of_ray["port"]], ports[ours["port"]]) == (8080, 8081)
+    *labels, keep = ours["relabelings"]
+    assert labels == of_ray["relabelings"]
+    assert "release" in {rule["targetLabel"] for rule in labels}
+    # Our port is asked only where something of ours answers.
+    assert keep["sourceLabels"] == ["component", "node_type"]
+    asked = re.compile(keep["regex"])
+    for pod in ("serve;worker", "train;worker", "encode;head", "featurize;head"):
+        assert asked.fullmatch(pod)
+    for pod in ("serve;head", "train;head", "encode;worker", "evaluate;head"):
+        assert not asked.fullmatch(pod)
 
 
 def test_the_helm_test_asks_the_service_that_kuberay_makes(helm: Helm) -> None:

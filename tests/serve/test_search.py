@@ -1,11 +1,12 @@
 """Over HTTP, four shards answer exactly what one faiss index over the same codes does."""
 
-import time
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from dq_cluster.index.catalog import Index
 from dq_cluster.model.bundle import load_model
@@ -122,11 +123,24 @@ def test_a_filter_is_searched_as_if_the_rest_did_not_exist(service: Service, who
 
 def test_metrics_count_the_queries(service: Service) -> None:
     with service.http as http:
+
+        def read() -> dict[tuple[str, str], float]:
+            """Sums by sample name and kind of process."""
+            sums: Counter[tuple[str, str]] = Counter()
+            for family in text_string_to_metric_families(http.get("/metrics").text):
+                for sample in family.samples:
+                    sums[sample.name, sample.labels["process"]] += sample.value
+            return sums
+
         http.post("/v1/search", json={"id": 1})
-        deadline = time.monotonic() + 60
-        text, wanted = "", {"ray_dq_queries_total", "ray_dq_index_version", "ray_dq_shard_codes"}
-        while not all(name in text for name in wanted):
-            assert time.monotonic() < deadline, text
-            time.sleep(0.5)
-            text = http.get("/metrics").text
-    assert all(" ray_dq_" in f" {line}" for line in text.splitlines())
+        before = read()
+        for _ in range(3):
+            http.post("/v1/search", json={"id": 1})
+        after = read()
+        openmetrics = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        assert http.get("/metrics", headers=openmetrics).text.endswith("# EOF\n")
+    assert after["dq_queries_total", "router"] == before["dq_queries_total", "router"] + 3
+    seconds = ("dq_query_duration_seconds_sum", "router")
+    assert after[seconds] > before[seconds]
+    assert {("dq_index_version", "router"), ("dq_shard_codes", "shard")} <= after.keys()
+    assert all(name.startswith("dq_") for name, _ in after)

@@ -99,6 +99,7 @@ spec:
         - {name: serve, containerPort: 8000}
         {{- end }}
         - {name: metrics, containerPort: 8080}
+        - {name: dq-metrics, containerPort: 8081}
       env:
         {{- include "dq.environment" $root | nindent 8 }}
         {{- range $name, $value := .env }}
@@ -132,6 +133,7 @@ spec:
 - {name: RAY_USAGE_STATS_ENABLED, value: "0"}
 - {name: DQ_LOG_FORMAT, value: {{ .Values.logging.format }}}
 - {name: DQ_LOG_LEVEL, value: {{ .Values.logging.level }}}
+- {name: DQ_METRICS_PORT, value: "8081"}
 {{- if eq .Values.ray.auth "disabled" }}
 - {name: RAY_AUTH_MODE, value: disabled}
 {{- end }}

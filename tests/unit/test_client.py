@@ -67,6 +67,7 @@ def port(service: Hanging) -> Iterator[int]:
     api = make_api(service, max_body_bytes=1 << 20, hide="nothing")
     server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning"))
     socket = server.config.bind_socket()
+    socket.listen()  # who connects before the server has started waits for it
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     yield socket.getsockname()[1]

@@ -169,8 +169,8 @@ def test_a_process_that_hangs_is_left_out_and_named(
     hung = start(node, "shard", codes)
     os.kill(hung.pid, signal.SIGSTOP)
     assert values("dq_shard_codes", process="shard") == []
-    (record,) = caplog.records
-    assert vars(record)["pid"] == hung.pid
+    # On a busy machine this process itself may be too slow, and be named beside the other.
+    assert hung.pid in {vars(record)["pid"] for record in caplog.records}
     os.kill(hung.pid, signal.SIGCONT)
     monkeypatch.setattr(exporter, "_PATIENCE_S", 60)
     assert values("dq_shard_codes", process="shard") == [5]

@@ -19,7 +19,7 @@ def test_each_batch_runs_in_the_context_of_its_first_query() -> None:
             first_is_waiting.set()
             await others_are_waiting.wait()
 
-        batcher: Batcher[str, None] = Batcher(work, most=8)
+        batcher: Batcher[str, None] = Batcher(work, lambda key: 8)
 
         async def query(request_id: str) -> None:
             with request_context(request_id):

@@ -33,7 +33,8 @@ class FeaturizeSettings(Settings):
     """Images in, backbone features out.
 
     output: the folder or `s3://` prefix for the feature files. fragment_rows: images per feature
-    file. max_reject_fraction: if the share of rejects exceeds it, the run fails.
+    file. max_reject_fraction: if the share of rejects exceeds it, the run fails. Default: 0.01; of
+    fewer than 1,000 images ten may be rejects, but no more than one in ten.
 
     Some images also get the features of a second view (`views`); training makes better codes with
     some thousands of such pairs.
@@ -45,7 +46,7 @@ class FeaturizeSettings(Settings):
     views: ViewSettings = ViewSettings()
     pool: PoolSettings = PoolSettings()
     fragment_rows: int = Field(default=8192, ge=1)
-    max_reject_fraction: float = Field(default=0.01, ge=0, le=1)
+    max_reject_fraction: float | None = Field(default=None, ge=0, le=1)
 
 
 class EncodeSettings(Settings):
@@ -55,7 +56,8 @@ class EncodeSettings(Settings):
     prefix. run: the name of the run; the same name continues it. Default: a digest of the settings,
     so the same command continues. append: add to the current version instead of replacing it.
     fragment_rows: images per code file. max_reject_fraction: if the share of rejects exceeds it,
-    the run publishes nothing.
+    the run publishes nothing. Default: 0.01; of fewer than 1,000 images ten may be rejects, but no
+    more than one in ten.
     """
 
     index: Location
@@ -65,4 +67,4 @@ class EncodeSettings(Settings):
     append: bool = False
     pool: PoolSettings = PoolSettings()
     fragment_rows: int = Field(default=FRAGMENT_ROWS, ge=1)
-    max_reject_fraction: float = Field(default=0.01, ge=0, le=1)
+    max_reject_fraction: float | None = Field(default=None, ge=0, le=1)

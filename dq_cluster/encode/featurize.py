@@ -6,11 +6,12 @@ from dq_cluster.cluster import ray_cluster
 from dq_cluster.encode.config import FeaturizeSettings
 from dq_cluster.encode.coverage import look_again, summary
 from dq_cluster.encode.fragment import Job
+from dq_cluster.encode.gate import check_rejects
 from dq_cluster.encode.ledger import Ledger
 from dq_cluster.encode.outputs import FeatureOutput
 from dq_cluster.encode.plan import find_plan
 from dq_cluster.encode.pool import run_fragments
-from dq_cluster.encode.publish import check_complete, check_rejects
+from dq_cluster.encode.publish import check_complete
 from dq_cluster.encode.request import FeaturizeRequest
 from dq_cluster.encode.resume import check_request, check_source, resume
 from dq_cluster.errors import ConfigError

@@ -13,6 +13,7 @@ from dq_cluster.cluster.failures import plain_errors
 from dq_cluster.cluster.room import Need, patience_of, wait_for_room
 from dq_cluster.encode.config import PoolSettings
 from dq_cluster.encode.fragment import FragmentEncoder, Job
+from dq_cluster.encode.gate import allowed_rejects
 from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.progress import RunProgress
 from dq_cluster.encode.reports import spoken
@@ -29,7 +30,7 @@ _MAX_BLOCKS = 4096
 
 
 def run_fragments(
-    job: Job, pool: PoolSettings, name: str, max_reject_fraction: float
+    job: Job, pool: PoolSettings, name: str, max_reject_fraction: float | None
 ) -> dict[str, Any]:
     """Encode every fragment that the ledger does not have. Returns figures of this session.
 
@@ -44,14 +45,15 @@ def run_fragments(
             # Ray keeps the encoders of a run that failed as long as its error is remembered.
             gc.collect()
             wait_for_room(needs(pool), "lower pool.encoders, pool.decoders or pool.gpus")
-            limit = max_reject_fraction * job.plan.rows if job.plan.rows else None
+            rows = job.plan.rows
+            limit = allowed_rejects(max_reject_fraction, rows) if rows else None
             for receipt in _receipts(job, pool, todo):
                 progress.add(receipt)
                 if limit is not None and progress.rejected > limit:
                     raise QualityGateError(
-                        f"{progress.rejected:,} of {job.plan.rows:,} inputs are rejects, more "
-                        f"than max_reject_fraction {max_reject_fraction:g}; nothing is "
-                        f"published; see {job.storage.uri}/{job.rejects}"
+                        f"{progress.rejected:,} of {rows:,} inputs are rejects, at most {limit:,} "
+                        "may be (max_reject_fraction); nothing is published; see "
+                        f"{job.storage.uri}/{job.rejects}"
                     )
         return _summary(progress, pool)
 

@@ -1,15 +1,14 @@
 """From a run's ledger to a version: check everything, then one manifest."""
 
 import contextlib
-from collections import Counter
-from collections.abc import Iterable
 
 import pyarrow as pa
 
 from dq_cluster import __version__
+from dq_cluster.encode.gate import check_rejects
 from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.plan import Plan
-from dq_cluster.errors import InputError, IntegrityError, NotFoundError, QualityGateError
+from dq_cluster.errors import InputError, IntegrityError, NotFoundError
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import carried_schema, file_schema, open_code_file
 from dq_cluster.index.columns import join_schemas, pack_schema
@@ -39,7 +38,7 @@ def publish_run(
     *,
     append: bool,
     columns: tuple[str, ...],
-    max_reject_fraction: float,
+    max_reject_fraction: float | None,
 ) -> Manifest:
     """Make the completed run the next version. Doing it twice gives one version.
 
@@ -177,23 +176,6 @@ def check_complete(plan: Plan, receipts: list[Receipt]) -> None:
             f"the plan has {plan.rows} rows but the receipts account for {accounted}; the input "
             "changed while it was read: start a new run"
         )
-
-
-def check_rejects(receipts: Iterable[Receipt], max_fraction: float) -> None:
-    """Raise QualityGateError when the share of rejects is greater than `max_fraction`."""
-    rows, reasons = 0, Counter[str]()
-    for receipt in receipts:
-        rows += receipt.rows
-        reasons.update(receipt.reasons)
-    rejected = reasons.total()
-    if rejected > max_fraction * (rows + rejected):
-        why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        raise QualityGateError(
-            f"{rejected:,} of {rows + rejected:,} inputs are rejects ({why}), more than "
-            f"max_reject_fraction {max_fraction:g}; nothing is published"
-        )
-    if not rows:
-        raise QualityGateError(f"all {rejected:,} inputs are rejects; nothing is published")
 
 
 def _versions_of(index: Index, run: str, newest: int) -> list[Manifest]:

@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -41,9 +42,9 @@ def main() -> None:
     for bits, nbits in SIZES:
         centroids = quantizer.initial_codebooks(embedding, bits // nbits, 1 << nbits, 0)
         seconds = {
-            "nearest": _seconds(lambda w=centroids: quantizer.assign(embedding, w)),
+            "nearest": _seconds(partial(quantizer.assign, embedding, centroids)),
             "score_aware": _seconds(
-                lambda w=centroids: scores.assign(embedding, w, anchors, offset, "l2")
+                partial(scores.assign, embedding, centroids, anchors, offset, "l2")
             ),
         }
         row: dict[str, float] = {"bits": bits, "nbits": nbits}

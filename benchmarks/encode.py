@@ -186,10 +186,10 @@ def _resume(
     data = index.read(template.files[0].path)
     ledger = Path(index.path(f"{run_folder('many')}/ledger"))
     for number in range(1, fragments):
-        path = f"data/many/part-{number:06d}.parquet"
-        file = template.files[0].model_copy(update={"path": path})
+        name = f"data/many/part-{number:06d}.parquet"
+        file = template.files[0].model_copy(update={"path": name})
         receipt = template.model_copy(update={"fragment": number, "files": (file,)})
-        Path(index.path(path)).write_bytes(data)
+        Path(index.path(name)).write_bytes(data)
         (ledger / f"{number:08d}.json").write_text(receipt.model_dump_json())
     for version in Index(index).versions():
         index.delete(f"versions/{version}.json")

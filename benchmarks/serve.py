@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dq_cluster.serve.config import ServeSettings
@@ -140,7 +141,7 @@ def bare_faiss(uri: str, k: int, seconds: float) -> list[dict[str, Any]]:
     rows = []
     for name, search in (("bare faiss", searcher._index.search), ("Searcher", searcher.search)):
         for batch in (1, 64):
-            times = repeat(lambda s=search, b=batch: s(queries[:b], k), seconds / 2)
+            times = repeat(partial(search, queries[:batch], k), seconds / 2)
             rows.append(
                 row(f"{name}, batch {batch}", batch, times, threads=faiss.omp_get_max_threads())
             )

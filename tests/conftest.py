@@ -18,15 +18,34 @@ from tests.seaweed import S3Server, weed_binary
 LOGICAL_CPUS = 8
 
 
+# Tests that start a cluster of their own and need nothing of the shared one.
+_OWN_CLUSTER = {
+    "test_jobs",
+    "test_demo",
+    "test_encode_chaos",
+    "test_deadly_images",
+    "test_commands",
+}
+_ROOMS = ["unit", "helm", "ray", "chaos", "serve", "web"]
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick unit tests first; the rest grouped by what they start."""
-    order = ["unit", "helm", "ray", "chaos", "serve", "web"]
-    items.sort(key=lambda item: _rank(item.path, order))
+    """Quick unit tests first; the rest grouped by what they start.
+
+    Where several processes test (pytest-xdist), one has the Ray cluster, and another those that
+    start their own: both mostly wait, so the unit tests fill the cores.
+    """
+    items.sort(key=lambda item: _ROOMS.index(_room(item)))
+    for item in items:
+        if item.path.stem in _OWN_CLUSTER:
+            item.add_marker(pytest.mark.xdist_group("own"))
+        elif "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
-def _rank(path: Path, order: list[str]) -> int:
-    room = path.relative_to(Path(__file__).parent).parts[0]
-    return order.index(room) if room in order else len(order)
+def _room(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ _inside = threading.local()
 class Watched(Storage):
     """A Storage that calls `before(operation, name)` ahead of everything that it is asked to do."""
 
+    before: Before
+
     def __init__(self, uri: str, before: Before) -> None:
         super().__init__(uri)
         object.__setattr__(self, "before", before)
@@ -101,4 +103,4 @@ class Turns:
         self._change.notify_all()
 
     def _await(self, number: int) -> None:
-        assert self._change.wait_for(lambda: self._turn == number, timeout=60)
+        assert self._change.wait_for(lambda: self._turn == number, timeout=240)

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -148,10 +149,9 @@ def _png() -> Iterator[Kind]:
         transparent=see.tobytes(),
     )
     place = int(INDICES[5, 20])
-    clear = (place == INDICES)[..., None]
     yield kind(
         "palette with a transparent entry",
-        np.where(clear, 255, IN_PALETTE),
+        np.where(np.equal(INDICES, place)[..., None], 255, IN_PALETTE),
         "over white",
         samples=INDICES,
         palette=CUBE,
@@ -159,14 +159,14 @@ def _png() -> Iterator[Kind]:
     )
     yield kind("RGB, 8-bit", SCENE, samples=SCENE)
     yield kind("RGB, 16-bit", SCENE, "high 8 bits", samples=WIDE, depth=16)
-    for depth, samples in ((8, SCENE), (16, WIDE)):
+    for depth, deep in ((8, SCENE), (16, WIDE)):
         yield kind(
             f"RGB, {depth}-bit, a transparent colour",
             np.where((SCENE[40, 60] == SCENE).all(axis=2)[..., None], 255, SCENE),
             "over white",
-            samples=samples,
+            samples=deep,
             depth=depth,
-            transparent=struct.pack(">3H", *samples[40, 60]),
+            transparent=struct.pack(">3H", *deep[40, 60]),
         )
     four = np.dstack([SCENE, ALPHA])
     shown = over_white(SCENE, ALPHA)
@@ -199,12 +199,13 @@ def _png() -> Iterator[Kind]:
 
 def _jpeg_webp_avif() -> Iterator[Kind]:
     picture, grey = Image.fromarray(SCENE), Image.fromarray(GREY)
-    good = {"quality": 98, "subsampling": 0}
-    for name, options in (
-        ("RGB", {}),
-        ("RGB, progressive", {"progressive": True}),
-        ("RGB, stored as RGB", {"keep_rgb": True}),
-    ):
+    good: dict[str, Any] = {"quality": 98, "subsampling": 0}
+    ways: dict[str, dict[str, Any]] = {
+        "RGB": {},
+        "RGB, progressive": {"progressive": True},
+        "RGB, stored as RGB": {"keep_rgb": True},
+    }
+    for name, options in ways.items():
         yield Kind(
             "JPEG", name, (encoded(picture, **good, **options),), SCENE, lossy=True, tolerance=4
         )
@@ -256,7 +257,7 @@ def _gif_bmp_ppm() -> Iterator[Kind]:
     plain = encoded(paletted, "GIF", interlace=False)
     yield Kind("GIF", "palette", (plain, encoded(paletted, "GIF", interlace=True)), IN_PALETTE)
     place = int(INDICES[5, 20])
-    shown = np.where((place == INDICES)[..., None], 255, IN_PALETTE)
+    shown = np.where(np.equal(INDICES, place)[..., None], 255, IN_PALETTE)
     clear = encoded(paletted, "GIF", transparency=place, optimize=False)
     yield Kind("GIF", "a transparent colour", (clear,), shown, "over white")
     moving = encoded(paletted, "GIF", save_all=True, append_images=[paletted.rotate(180)])
@@ -273,7 +274,7 @@ def _gif_bmp_ppm() -> Iterator[Kind]:
     )
 
     for header in (12, 40, 108, 124):
-        options = {"header": header}
+        options: dict[str, Any] = {"header": header}
         grey = rasters.bmp(INDICES, 8, palette=CUBE[:216], colours=216, **options)
         if header > 12:
             yield Kind("BMP", f"palette, header of {header}", (grey,), IN_PALETTE)
@@ -385,8 +386,8 @@ def _tiff() -> Iterator[Kind]:
     yield kind("grey, 12-bit", twelve, 12, shown, "high 8 bits", orders="<")
     yield kind("grey, 12-bit, big-endian", twelve, 12, Reason.UNSUPPORTED_FORMAT, orders=">")
     yield kind("grey, 16-bit", WIDE_GREY, 16, shown, "high 8 bits")
-    flipped = 65535 - WIDE_GREY
-    yield kind("grey, 16-bit, 0 is white", flipped, 16, shown, "high 8 bits", photometric=0)
+    inverse = 65535 - WIDE_GREY
+    yield kind("grey, 16-bit, 0 is white", inverse, 16, shown, "high 8 bits", photometric=0)
     stretched = "see *Numbers without a range*"
     shifted = GREY.astype(np.int64)
     for name, values, depth, form in (
@@ -394,9 +395,9 @@ def _tiff() -> Iterator[Kind]:
         ("grey, 16-bit signed", shifted * 100 - 9000, 16, 2),
         ("grey, 32-bit signed", shifted * 9000000 - 1000000000, 32, 2),
     ):
-        samples = values.astype(f"i{depth // 8}")
+        signed = values.astype(f"i{depth // 8}")
         exact = (values - values.min()) / np.ptp(values) * 255
-        yield kind(name, samples, depth, as_grey(exact), stretched, kind=form)
+        yield kind(name, signed, depth, as_grey(exact), stretched, kind=form)
     whole = (GREY.astype(np.uint32) << 24) + 7
     yield kind("grey, 32-bit unsigned", whole, 32, shown, stretched, orders="<")
     refused = Reason.UNSUPPORTED_FORMAT
@@ -424,7 +425,12 @@ def _tiff() -> Iterator[Kind]:
                layouts=({"planar": True},))  # fmt: skip
     yield kind("grey and alpha, 16-bit", both.astype(np.uint16) * 257, 16, refused, extra=[2],
                photometric=1)  # fmt: skip
-    layouts = ({}, {"tile": 16}, {"planar": True}, {"planar": True, "tile": 32})
+    layouts: tuple[dict[str, object], ...] = (
+        {},
+        {"tile": 16},
+        {"planar": True},
+        {"planar": True, "tile": 32},
+    )
     yield kind("palette", INDICES, 8, IN_PALETTE, palette=np.vstack([CUBE, np.zeros((40, 3), int)]))
     yield kind("RGB, 8-bit", SCENE, 8, SCENE, layouts=layouts)
     yield kind("RGB, 16-bit", WIDE, 16, SCENE, "high 8 bits", layouts=layouts)

@@ -2,8 +2,10 @@
 
 import io
 import tarfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pyarrow as pa
@@ -18,7 +20,7 @@ def photograph() -> Image.Image:
     return Image.open(path).convert("RGB")
 
 
-def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     """The bytes of an image file."""
     sink = io.BytesIO()
     image.save(sink, kind, **options)
@@ -42,7 +44,7 @@ def write_folder(folder: Path, images: dict[str, bytes]) -> Path:
     return folder
 
 
-def write_parquet(path: Path, columns: dict[str, object], row_group_size: int = 100) -> Path:
+def write_parquet(path: Path, columns: Mapping[str, Any], row_group_size: int = 100) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
     return path

@@ -216,7 +216,7 @@ class Arena:
     def _kill_drivers(self) -> None:
         for driver in self.drivers:
             driver.kill()
-            driver.wait(10)
+            driver.wait(240)
         self.drivers = []
 
 

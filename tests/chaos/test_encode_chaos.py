@@ -10,7 +10,7 @@ from tests.seaweed import S3Server
 
 @pytest.mark.ray
 @pytest.mark.s3
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_every_input_is_there_exactly_once_after_every_kind_of_blow(
     tmp_path: Path, s3_server: S3Server
 ) -> None:

@@ -14,12 +14,13 @@ import httpx
 import pytest
 
 from dq_cluster.index.models import ModelCard
-from dq_cluster.serve.config import ServeSettings
+from dq_cluster.serve.config import Limits, ServeSettings
 from dq_cluster.serve.run import serving
 from tests.support import make_model, make_version
 
 pytestmark = pytest.mark.ray
 ROWS, SHARDS, REPLICAS = 600, 2, 2
+TIMEOUT_MS = 60_000  # of a query; none takes a tenth of it, however busy the machine
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,14 @@ def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     for seed in (0, 1):  # version 1 has ids from 0, version 2 from a million
         make_version(uri, card, rows=ROWS, files=4, seed=seed)
     settings = ServeSettings(
-        index=uri, version=1, shards=SHARDS, replicas=REPLICAS, cpus=0.2, port=0, timeout_ms=5000
+        index=uri,
+        version=1,
+        shards=SHARDS,
+        replicas=REPLICAS,
+        cpus=0.2,
+        port=0,
+        timeout_ms=TIMEOUT_MS,
+        limits=Limits(max_timeout_ms=TIMEOUT_MS),
     )
     with serving(settings) as url:
         yield Service(url, uri, card)
@@ -59,7 +67,7 @@ class Load:
         return self
 
     def _ask(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=30) as http:
+        with httpx.Client(base_url=self.url, timeout=2 * TIMEOUT_MS / 1e3) as http:
             while not self._stop.is_set():
                 answer = http.post("/v1/search", json={"embedding": [0.25] * 16, "k": 20})
                 if answer.status_code == 200:
@@ -78,7 +86,7 @@ class Load:
             thread.join()
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def until(condition: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -123,7 +131,7 @@ def assert_unmixed(answers: list[dict[str, Any]]) -> None:
 
 
 def test_versions_switch_and_roll_back_under_load(service: Service) -> None:
-    with httpx.Client(base_url=service.url, timeout=60) as http, Load(service.url) as load:
+    with httpx.Client(base_url=service.url, timeout=240) as http, Load(service.url) as load:
         load.wait_for(20)
         for version in (2, 1, 2, 1):
             assert http.post("/v1/index/refresh", json={"version": version}).status_code == 200
@@ -139,7 +147,7 @@ def test_a_corrupt_next_version_changes_nothing(service: Service) -> None:
     manifest, _ = make_version(service.uri, service.card, rows=ROWS, files=4, seed=2)
     path = Path(service.uri) / manifest.files[2].path
     path.write_bytes(b"PAR1" + path.read_bytes()[4:-300])
-    with httpx.Client(base_url=service.url, timeout=60) as http, Load(service.url) as load:
+    with httpx.Client(base_url=service.url, timeout=240) as http, Load(service.url) as load:
         refused = http.post("/v1/index/refresh", json={"version": manifest.version})
         assert refused.status_code == 409
         assert manifest.files[2].path in refused.json()["error"]
@@ -163,7 +171,7 @@ def test_a_killed_replica_fails_no_query_and_comes_back(service: Service) -> Non
 
 
 def test_the_keeper_of_versions_dies_and_forgets_nothing(service: Service) -> None:
-    with httpx.Client(base_url=service.url, timeout=60) as http, Load(service.url) as load:
+    with httpx.Client(base_url=service.url, timeout=240) as http, Load(service.url) as load:
         # Neither CURRENT nor the version of the settings: what a keeper without memory would say.
         assert http.post("/v1/index/refresh", json={"version": 2}).status_code == 200
         (before,) = replicas_of("Versions")
@@ -178,7 +186,7 @@ def test_the_keeper_of_versions_dies_and_forgets_nothing(service: Service) -> No
 
 
 def test_what_is_served_outlives_every_process_of_the_application(service: Service) -> None:
-    with httpx.Client(base_url=service.url, timeout=60) as http:
+    with httpx.Client(base_url=service.url, timeout=240) as http:
         assert http.post("/v1/index/refresh", json={"version": 2}).status_code == 200
         dead = [pid for name in ("Versions", "Router", "Shard") for pid in replicas_of(name)]
         assert len(dead) == 2 + SHARDS * REPLICAS
@@ -211,12 +219,14 @@ def test_a_hanging_replica_fails_no_query(service: Service) -> None:
     assert not load.errors
     assert_unmixed(load.answers)
     slowest = sorted(answer["ms"]["total"] for answer in load.answers[calm:])
-    assert slowest[int(0.9 * len(slowest))] < 2000, "queries kept going to the replica that hangs"
+    assert slowest[int(0.9 * len(slowest))] < TIMEOUT_MS / 10, (
+        "queries kept going to the replica that hangs"
+    )
 
 
 def test_a_shard_without_replicas_is_missing_from_the_answer(service: Service) -> None:
     question = {"embedding": [0.25] * 16, "k": 20, "timeout_ms": 500}
-    with httpx.Client(base_url=service.url, timeout=60) as http, ThreadPoolExecutor(2) as pool:
+    with httpx.Client(base_url=service.url, timeout=240) as http, ThreadPoolExecutor(2) as pool:
         for pid in replicas_of("Shard0"):
             os.kill(pid, signal.SIGKILL)
         # Both at once: Serve starts new replicas within seconds.

@@ -36,7 +36,7 @@ class Helm:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [self.binary, *arguments], capture_output=True, text=True, timeout=60, check=False
+            [self.binary, *arguments], capture_output=True, text=True, timeout=240, check=False
         )
 
     def template(

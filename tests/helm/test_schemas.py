@@ -96,7 +96,7 @@ def test_the_check_itself_refuses(
     crdcheck: ModuleType, crds: dict[str, str], tmp_path: Path
 ) -> None:
     """A misspelt field in a custom and in a built-in resource: the rung above is not blind."""
-    wrong = {
+    wrong: dict[str, dict[str, object]] = {
         "RayService": {"apiVersion": "ray.io/v1", "spec": {"serveConfigV3": ""}},
         "ServiceAccount": {"apiVersion": "v1", "automountToken": False},
     }

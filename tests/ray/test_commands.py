@@ -65,7 +65,7 @@ class Command:
         return False
 
     def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not condition():
             assert self.process.poll() is None, self.log
             assert time.monotonic() < deadline, self.log

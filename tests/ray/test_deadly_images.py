@@ -97,7 +97,7 @@ def test_a_deadly_query_gets_an_answer_and_the_router_lives(encoded: Encoded) ->
                 client.search(image=KILLER)
             assert client.search(image=encoded.good, k=1).hits == before.hits
         serving.send_signal(signal.SIGTERM)
-        assert serving.wait(timeout=60) == 0
+        assert serving.wait(timeout=240) == 0
     finally:
         serving.kill()
         serving.wait()

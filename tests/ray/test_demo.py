@@ -46,7 +46,7 @@ def kill_once(folder: Path, done: str) -> None:
     process.communicate()
 
 
-@pytest.mark.timeout(700)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "kills",
     [

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ class Head:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
 
 
@@ -98,15 +98,15 @@ def head() -> Iterator[Head]:
     address = f"http://127.0.0.1:{dashboard}"
     try:
         # Any answer will do: Ray asks for its token, which `ray job` sends by itself.
-        _until(lambda: httpx.get(f"{address}/api/version").status_code < 500, 90)
+        _until(lambda: httpx.get(f"{address}/api/version").status_code < 500, 300)
         yield Head(address, environment)
     finally:
         process.send_signal(signal.SIGTERM)  # `ray start --block` ends its own processes
         try:
-            process.wait(30)
+            process.wait(240)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(240)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -124,7 +124,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_train_encode_serve_twice(head: Head, features: Path, tmp_path: Path) -> None:
     index = Index.at(str(tmp_path / "index"))
     for attempt in (1, 2):
@@ -165,10 +165,10 @@ def _serve_and_search(head: Head, index: Index, version: int) -> None:
     try:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(lambda: print(head.logs(name)))
-            _until(lambda: httpx.get(f"{url}/readyz").status_code == 200, 120)
+            _until(lambda: httpx.get(f"{url}/readyz").status_code == 200, 480)
             query = np.asarray(make_vectors(ROWS, DIM)[7], np.float64).tolist()
-            request = {"vector": query, "k": 5, "nprobe": 1}
-            answer = httpx.post(f"{url}/v1/search", json=request, timeout=30)
+            request = {"vector": query, "k": 5, "nprobe": 1, "timeout_ms": 10_000}
+            answer = httpx.post(f"{url}/v1/search", json=request, timeout=240)
             assert answer.status_code == 200, answer.text
             assert answer.json()["version"] == version
             assert answer.json()["coverage"] == 1.0
@@ -178,7 +178,7 @@ def _serve_and_search(head: Head, index: Index, version: int) -> None:
         head.stop(name)
 
 
-def _until(condition, seconds: float) -> None:
+def _until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(httpx.HTTPError):

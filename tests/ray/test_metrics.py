@@ -9,6 +9,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -88,7 +89,7 @@ class Prometheus:
 
     def get(self, path: str, **parameters: str) -> Any:
         url = f"{self.url}/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=240) as answer:
             return json.load(answer)["data"]
 
     def values(self, expression: str) -> list[float]:
@@ -102,6 +103,9 @@ class Prometheus:
         span = {"start": str(now - 3600), "end": str(now + 3600)}
         found = self.get("query_exemplars", query=expression, **span)
         return {each["labels"]["trace_id"] for row in found for each in row["exemplars"]}
+
+    def has_exemplar(self, expression: str, trace: str) -> bool:
+        return trace in self.exemplars(expression)
 
 
 def eventually(wanted: Callable[[], bool]) -> None:
@@ -180,7 +184,7 @@ def prometheus(
         yield Prometheus(port)
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=240)
 
 
 def comparisons(alert: str) -> list[str]:
@@ -242,7 +246,7 @@ def test_sums_buckets_and_exemplars_of_each_process(
     for actor in actors:
         trace = ray.get(actor.work.remote())
         of = f'{{pid="{ray.get(actor.pid.remote())}",process="router"}}'
-        eventually(lambda trace=trace: trace in prometheus.exemplars(f"{name}_bucket"))
+        eventually(partial(prometheus.has_exemplar, f"{name}_bucket", trace))
         (count,) = prometheus.values(f"{name}_count{of}")
         assert count >= 6
         assert prometheus.values(f"{name}_sum{of}") == [count * SECONDS]

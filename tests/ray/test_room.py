@@ -47,7 +47,7 @@ def test_what_is_taken_is_waited_for(
     ours: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need = [Need("actors", 1, {"CPU": 1})]
-    holder = Holder.remote()
+    holder = Holder.remote()  # type: ignore[attr-defined]
     ray.get(holder.hold.remote())
     while decide(need, cluster_nodes(), Patience(0, 60), 0) is None:
         time.sleep(0.05)  # Ray's own account of what is free comes a moment later

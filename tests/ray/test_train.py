@@ -71,9 +71,9 @@ def settings(index: str, features: Path, *overrides: str) -> TrainSettings:
 
 def kill_a_worker(run: Storage, after: int) -> tuple[int, float]:
     """SIGKILL a training worker once `after` epochs are done; epochs done then, and the time."""
-    import psutil  # Ray brings it along
+    import psutil  # type: ignore[import-untyped]  # Ray brings it along
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         done = max(checkpoint_epochs(run.child("checkpoints")), default=0)
         if done >= after:
@@ -102,11 +102,11 @@ def test_the_blocks_find_the_reference_positives(
     pieces = rows.pieces()
     assert len(pieces) == 2
     matrix = torch.from_numpy(np.concatenate([rows.read(piece) for piece in pieces]))
-    pairs = tuple(map(np.concatenate, zip(*map(rows.read_pairs, pieces), strict=True)))
-    assert len(pairs[0]) > 300
+    first, second = map(np.concatenate, zip(*map(rows.read_pairs, pieces), strict=True))
+    assert len(first) > 300
     torch.manual_seed(0)
     network = DeepQuan(config.model, DIM)
-    start(network, matrix, pairs)
+    start(network, matrix, (first, second))
     expected = network.mean.clone(), network.components.clone()
     fit_front(network, rows)
     torch.testing.assert_close((network.mean, network.components), expected, atol=1e-5, rtol=0)

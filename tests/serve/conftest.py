@@ -29,7 +29,7 @@ class Service:
 
     @property
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30)
+        return httpx.Client(base_url=self.url, timeout=240)
 
 
 @pytest.fixture(scope="package")
@@ -38,6 +38,8 @@ def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     card = make_model(uri, refine_bits=64)
     manifest, features = make_version(uri, card, rows=1500, files=9)
     port = free_port()
-    settings = ServeSettings(index=uri, shards=SHARDS, cpus=0.2, port=0, grpc_port=port)
+    settings = ServeSettings(
+        index=uri, shards=SHARDS, cpus=0.2, port=0, grpc_port=port, timeout_ms=10_000
+    )
     with serving(settings) as url:
         yield Service(url, f"127.0.0.1:{port}", uri, card, manifest, features)

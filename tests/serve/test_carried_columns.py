@@ -45,7 +45,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> LocalService:
     index, card = trained(str(tmp_path_factory.mktemp("carried") / "index"))
     rows = example_rows()
     publish_carrying(index, card, [rows, rows], types_of(rows))
-    return LocalService(ServeSettings(index=index.storage.uri, shards=2))
+    return LocalService(ServeSettings(index=index.storage.uri, shards=2, timeout_ms=10_000))
 
 
 @pytest.fixture(scope="module")

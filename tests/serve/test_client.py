@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ def client_of(kind: str, target: str) -> Iterator[Callable[..., Any]]:
         async def make() -> AsyncClient:
             return AsyncClient(target)
 
-        client = runner.run(make())
-        yield lambda method, **asked: runner.run(getattr(client, method)(**asked))
-        runner.run(client.close())
+        other = runner.run(make())
+        yield lambda method, **asked: runner.run(getattr(other, method)(**asked))
+        runner.run(other.close())
 
 
 def outcome(call: Callable[[], Any]) -> Any:
@@ -76,11 +77,11 @@ def test_every_call_agrees(service: Service, kind: str) -> None:
     with client_of(kind, service.url) as remote, client_of(kind, service.uri) as local:
         for name, arguments in CALLS.items():
             asked = arguments(service)
-            found = outcome(lambda asked=asked: remote("search", **asked))
-            assert found == outcome(lambda asked=asked: local("search", **asked)), name
+            found = outcome(partial(remote, "search", **asked))
+            assert found == outcome(partial(local, "search", **asked)), name
             assert isinstance(found, SearchResponse) or found[0] in (InputError, NotFoundError)
         for method in ("info", "versions", "refresh"):
-            assert outcome(lambda m=method: remote(m)) == outcome(lambda m=method: local(m))
+            assert outcome(partial(remote, method)) == outcome(partial(local, method))
         missing = outcome(lambda: remote("refresh", version=99))
         assert missing[0] is NotFoundError
         assert outcome(lambda: local("refresh", version=99))[0] is NotFoundError

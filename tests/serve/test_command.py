@@ -39,7 +39,7 @@ def test_serve_until_terminated(tmp_path: Path) -> None:
         with Client(ready["url"]) as stranger, pytest.raises(AuthenticationError):
             stranger.search(id=5)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=240) == 0
     finally:
         process.kill()
         process.wait()

@@ -60,7 +60,7 @@ def test_the_same_answer_as_over_http(
 ) -> None:
     body, message = ASKED[name]
     wanted = http.post("/v1/search", json=body).json()
-    found = stub.Search(message, timeout=30)
+    found = stub.Search(message, timeout=240)
     assert [[hit.id.number for hit in hits.hits] for hits in found.hits] == [
         [hit["id"] for hit in hits] for hits in wanted["hits"]
     ]
@@ -95,7 +95,7 @@ def test_bad_requests_get_a_status(
     stub: SearchServiceStub, service: Service, message: pb.SearchRequest, status: grpc.StatusCode
 ) -> None:
     with pytest.raises(grpc.RpcError) as refused:
-        stub.Search(message, timeout=30)
+        stub.Search(message, timeout=240)
     assert refused.value.code() is status
     assert refused.value.details()
     assert service.uri not in refused.value.details()

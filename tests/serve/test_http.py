@@ -16,6 +16,7 @@ import schemathesis
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
+from schemathesis.core.result import Ok
 
 from dq_cluster.errors import DoesNotFitError, NotFoundError
 from dq_cluster.geometry import CodeGeometry
@@ -38,7 +39,7 @@ LIMITS = Limits(max_body_bytes=100_000, max_k=50, max_batch=8)
 def service(tmp_path_factory: pytest.TempPathFactory) -> LocalService:
     uri = str(tmp_path_factory.mktemp("http") / "index")
     make_version(uri, make_model(uri), rows=600, files=4)
-    return LocalService(ServeSettings(index=uri, shards=3, limits=LIMITS))
+    return LocalService(ServeSettings(index=uri, shards=3, timeout_ms=10_000, limits=LIMITS))
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,7 @@ def test_no_request_that_the_description_allows_makes_an_internal_error(api: Any
     described = schemathesis.openapi.from_asgi("/openapi.json", api)
     checked = []
     for found in described.get_all_operations():
+        assert isinstance(found, Ok)
         operation = found.ok()
 
         @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -161,7 +163,7 @@ def test_a_corrupt_next_version_is_refused_and_the_old_one_stays(tmp_path: Path)
     uri = str(tmp_path / "index")
     card = make_model(uri)
     make_version(uri, card, rows=600, files=3)
-    service = LocalService(ServeSettings(index=uri, shards=3))
+    service = LocalService(ServeSettings(index=uri, shards=3, timeout_ms=10_000))
     with TestClient(make_api(service, max_body_bytes=10_000, hide=uri)) as http:
         second, _ = make_version(uri, card, rows=600, files=3, seed=1)
         path = Path(uri) / second.files[1].path
@@ -207,9 +209,9 @@ def test_a_row_of_a_parquet_file_is_a_picture(tmp_path: Path) -> None:
         expected = decode_image(data, 160)
         shown = np.asarray(Image.open(io.BytesIO(thumbnail(f"{path}#{row}", ImageLimits()))))
         assert np.abs(shown.astype(int) - expected).mean() < 8
-    for row in ("5", "6", "-1", "x", ""):
+    for place in ("5", "6", "-1", "x", ""):
         with pytest.raises(NotFoundError, match="no readable picture"):
-            thumbnail(f"{path}#{row}", ImageLimits())
+            thumbnail(f"{path}#{place}", ImageLimits())
     structs = [{"bytes": data, "path": None} for data in images]
     for column in (images, structs):  # as Hugging Face writes them, and the only one it can be
         for name in ("pile.parquet", "pile.PQ", "pile.parquet.gzip"):

@@ -1,6 +1,6 @@
 """Over HTTP, four shards answer exactly what one faiss index over the same codes does."""
 
-from collections import Counter
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_shards_over_http_equal_one_index(
     scores, ordinals = whole.search(embeddings, k, k_factor=k_factor)
     assert [[hit["id"] for hit in hits] for hits in body["hits"]] == ordinals.tolist()
     np.testing.assert_array_equal(
-        np.float32([[hit["score"] for hit in hits] for hits in body["hits"]]), scores
+        np.array([[hit["score"] for hit in hits] for hits in body["hits"]], np.float32), scores
     )
     assert body["version"] == 1
     assert body["coverage"] == 1
@@ -126,7 +126,7 @@ def test_metrics_count_the_queries(service: Service) -> None:
 
         def read() -> dict[tuple[str, str], float]:
             """Sums by sample name and kind of process."""
-            sums: Counter[tuple[str, str]] = Counter()
+            sums: defaultdict[tuple[str, str], float] = defaultdict(float)
             for family in text_string_to_metric_families(http.get("/metrics").text):
                 for sample in family.samples:
                     sums[sample.name, sample.labels["process"]] += sample.value

@@ -138,8 +138,9 @@ def test_verify_reads_what_a_search_reads(made: tuple[Index, ModelCard]) -> None
     assert "bare.parquet" in problem
     assert "0 columns 'x'" in problem
     # The manifest is wrong, not the file.
-    for text in ("AAAA", "no base64", good.arrow_schema[:40]):
-        (problem,) = problems(second, arrow_schema=text)
+    assert good.arrow_schema is not None
+    for schema in ("AAAA", "no base64", good.arrow_schema[:40]):
+        (problem,) = problems(second, arrow_schema=schema)
         assert "arrow_schema of version" in problem
     (problem,) = problems(second, arrow_schema=pack_schema(types_of(BARE)))
     assert "carries x, its arrow_schema has y" in problem
@@ -289,7 +290,11 @@ def finish(index: Index, card: ModelCard, run: str, *files: pa.Table) -> Plan:
 
 
 def publish(index: Index, card: ModelCard, run: str, plan: Plan) -> Manifest:
-    options = {"append": True, "columns": ("x",), "max_reject_fraction": 0.0}
+    options: dict[str, Any] = {
+        "append": True,
+        "columns": ("x",),
+        "max_reject_fraction": 0.0,
+    }
     return publish_run(index, run, plan, card, **options)
 
 

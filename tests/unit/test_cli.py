@@ -312,8 +312,8 @@ def test_nobody_reads_the_output(index: str) -> None:
     for more in ([], ["--json"]):
         done = subprocess.run([*command, *more], stdout=writer, stderr=subprocess.PIPE, text=True)
         assert (done.returncode, done.stderr) == (1, "")
-        done = subprocess.run([*command, *more], stdout=writer, stderr=writer)
-        assert done.returncode == 1
+        silent = subprocess.run([*command, *more], stdout=writer, stderr=writer)
+        assert silent.returncode == 1
     os.close(writer)
 
 
@@ -349,7 +349,7 @@ def test_places_named_by_the_environment_are_the_same_everywhere(
 
 
 def test_a_name_of_any_bytes_can_be_said() -> None:
-    command = [*COMMAND, "index", "list", b"/absent/\xff\xe9"]
+    command: list[str | bytes] = [*COMMAND, "index", "list", b"/absent/\xff\xe9"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 2

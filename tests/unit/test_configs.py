@@ -65,7 +65,7 @@ def text_in(types: tuple[Any, ...]) -> bool:
 
 
 def located(types: tuple[Any, ...]) -> bool:
-    marks = [mark for kind in (Location, LocationPrefix) for mark in kind.__metadata__]
+    marks = [mark for kind in (Location, LocationPrefix) for mark in get_args(kind)[1:]]
     found = [part for each in types for part in parts(each)]
     found += [mark for part in found for mark in getattr(part, "__metadata__", ())]
     return any(mark in marks for mark in found if isinstance(mark, AfterValidator))
@@ -73,7 +73,12 @@ def located(types: tuple[Any, ...]) -> bool:
 
 def test_every_setting_that_names_a_place_is_a_location() -> None:
     seen: set[type] = set()
-    kinds = [*KINDS.values(), CompareSettings, AblationSettings, SizingRequest]
+    kinds: list[type[Settings]] = [
+        *KINDS.values(),
+        CompareSettings,
+        AblationSettings,
+        SizingRequest,
+    ]
     every = {name: types for kind in kinds for name, types in fields(kind, seen)}
     places = {
         name

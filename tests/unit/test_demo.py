@@ -80,7 +80,7 @@ def test_split_divides_without_loss_or_overlap(tmp_path: Path) -> None:
 def test_split_of_too_few_images_is_refused(tmp_path: Path) -> None:
     write_features(tmp_path / "all", 30)
     with pytest.raises(InputError, match=r"30 images.*500"):
-        split_features(*(str(tmp_path / name) for name in ("all", "database", "queries")))
+        split_features(str(tmp_path / "all"), str(tmp_path / "database"), str(tmp_path / "queries"))
 
 
 def test_named_data_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def test_a_file_that_is_no_input_is_not_new() -> None:
 def plan_again(storage: Storage, uri: Path) -> tuple[Plan, int | None]:
     source = SourceSettings(kind="folder", uri=str(uri))
     plan, found = planned(storage, source, rows=2)
-    return plan, found and found.new
+    return plan, found.new if found else None
 
 
 def planned(storage: Storage, source: SourceSettings, rows: int) -> tuple[Plan, Difference | None]:

@@ -1,6 +1,7 @@
 """Rows that were measured by other code are not taken for those of this code."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_what_decides_the_figures_is_what_was_imported() -> None:
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A small package in the place of dq_cluster."""
     (tmp_path / "deep").mkdir()
     for name, text in {

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -396,11 +397,11 @@ def test_opening_reads_little_of_a_large_row_group(
     counted = []
 
     class Counting(io.FileIO):
-        def readinto(self, buffer: memoryview) -> int:
+        def readinto(self, buffer: Any) -> int:
             counted.append(super().readinto(buffer))
             return counted[-1]
 
-        def read(self, size: int = -1) -> bytes:
+        def read(self, size: int | None = -1) -> bytes:
             data = super().read(size)
             counted.append(len(data))
             return data

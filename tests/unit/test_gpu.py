@@ -4,6 +4,7 @@ What runs here is all but the GPU itself. `pytest -m gpu` runs the same on one.
 """
 
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -36,7 +37,7 @@ class Counted(Lists):
 
 def cells_of(
     geometry: CodeGeometry, tensors: dict[str, np.ndarray], rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """What an IVF geometry needs beside codes and words."""
     if not geometry.nlist:
         return {}

@@ -61,12 +61,12 @@ def png_files() -> Iterator[tuple[str, bytes]]:
         "an unknown chunk": chunk(b"ABCD", NOISE),
     }
     chunks |= {f"eXIf: {name}": chunk(b"eXIf", data) for name, data in BROKEN_EXIF.items()}
-    for name in (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"pHYs",
+    for kind in (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"pHYs",
                  b"bKGD", b"tIME", b"hIST", b"sBIT", b"acTL", b"fcTL", b"cICP"):  # fmt: skip
         for size in (0, 1, 3, 40):
-            text = name.decode()
-            chunks[f"{text} of {size} bytes"] = chunk(name, NOISE[:size])
-            chunks[f"{text} of {size} bytes, wrong sum"] = chunk(name, NOISE[:size], crc=1)
+            text = kind.decode()
+            chunks[f"{text} of {size} bytes"] = chunk(kind, NOISE[:size])
+            chunks[f"{text} of {size} bytes, wrong sum"] = chunk(kind, NOISE[:size], crc=1)
     for name, data in chunks.items():
         yield name, rasters.png(SCENE, extra=data)
         yield name + ", behind the pixels", rasters.png(SCENE, after=data)
@@ -123,9 +123,9 @@ def webp_files() -> Iterator[tuple[str, bytes]]:
 
     for name, data in BROKEN_EXIF.items():
         yield f"EXIF: {name}", extended((b"EXIF", data))
-    for name in (b"EXIF", b"XMP ", b"ICCP", b"junk", b"\0\xff\0\xff"):
+    for kind in (b"EXIF", b"XMP ", b"ICCP", b"junk", b"\0\xff\0\xff"):
         for size in (0, 1, 3000):
-            yield f"{name!r} of {size} bytes", extended((name, NOISE[:size]))
+            yield f"{kind!r} of {size} bytes", extended((kind, NOISE[:size]))
     whole = extended((b"EXIF", rasters.exif(1)), (b"XMP ", rasters.xmp(1)))
     yield "a flag of what is missing", whole[: whole.index(b"EXIF")]
     yield "the end is missing from the last remark", whole[:-20]

@@ -114,9 +114,9 @@ def test_every_way_to_say_the_orientation_shows_the_upright_picture(
     for options in ({}, {"deflate": True}, {"order": ">"}, {"big": True}, {"tile": 16}):
         data = rasters.tiff(turned, tags=[(274, 3, [orientation])], **options)
         assert off(data, upright) == 0, options
-    exif = Image.Exif()
-    exif[274] = orientation
-    avif = encoded(Image.fromarray(turned), "AVIF", exif=exif, quality=95, subsampling="4:4:4")
+    tags = Image.Exif()
+    tags[274] = orientation
+    avif = encoded(Image.fromarray(turned), "AVIF", exif=tags, quality=95, subsampling="4:4:4")
     assert off(avif, upright) < 8
 
 

@@ -90,7 +90,7 @@ class TestFolder:
 
 class TestWebDataset:
     def test_reads_samples(self, tmp_path: Path) -> None:
-        members = {}
+        members: dict[str, bytes] = {}
         for n, data in enumerate(IMAGES):
             members |= {f"d/{n:03d}.jpg": data, f"d/{n:03d}.cls": str(n % 3).encode()}
             members[f"d/{n:03d}.json"] = b'{"caption": "crop", "n": %d}' % n

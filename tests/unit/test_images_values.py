@@ -4,7 +4,7 @@ import re
 import uuid
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -215,13 +215,14 @@ def test_no_whole_number_changes(data: st.DataObject) -> None:
     assert as_ids(array.type).read(array.slice(start)).to_pylist() == values[start:]
 
 
+WIDTHS: list[Literal[16, 32, 64]] = [16, 32, 64]
 LISTS = [pa.list_, pa.large_list, pa.list_view, pa.large_list_view, fixed]
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_a_vector_is_rounded_to_float32_at_most(data: st.DataObject) -> None:
-    bits = data.draw(st.sampled_from([16, 32, 64]))
+    bits = data.draw(st.sampled_from(WIDTHS))
     build = data.draw(st.sampled_from(LISTS))
     size = st.just(2) if build is fixed else st.integers(0, 4)
     numbers = st.none() | st.floats(width=bits)

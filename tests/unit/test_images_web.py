@@ -9,7 +9,7 @@ import subprocess
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,7 +38,9 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """What the first part of the path asks for; `seen` and `connections` tell what came."""
+    """What the first part of the path asks for; the server counts what came."""
+
+    server: "Server"
 
     protocol_version = "HTTP/1.1"
 
@@ -387,7 +389,9 @@ class TestNames:
 
         look_up_really = socket.getaddrinfo
 
-        def look_up(host: str, port: int, *args: int, **kwargs: int) -> list[tuple[object, ...]]:
+        def look_up(
+            host: str, port: int, *args: int, **kwargs: int
+        ) -> Sequence[tuple[object, ...]]:
             if host[0].isdigit() or ":" in host:
                 return look_up_really(host, port, *args, **kwargs)
             if host not in known:

@@ -15,7 +15,7 @@ from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import code_table, open_code_file, read_codes, write_code_file
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer, parse_manifest
-from dq_cluster.index.models import read_card, read_tensors, write_model
+from dq_cluster.index.models import ModelCard, read_card, read_tensors, write_model
 from dq_cluster.storage import Storage
 
 GEOMETRY = CodeGeometry(dim=8, m=4)
@@ -138,7 +138,7 @@ class TestCodeFiles:
 
 
 class TestModels:
-    def write(self, storage: Storage, seed: int = 0):
+    def write(self, storage: Storage, seed: int = 0) -> ModelCard:
         codebooks = np.random.default_rng(seed).normal(size=(4, 256, 2)).astype(np.float32)
         return write_model(
             storage,

@@ -108,7 +108,7 @@ def copy(version: tuple[str, Manifest, np.ndarray], tmp_path: Path) -> Index:
 
 @pytest.fixture(scope="module")
 def http(version: tuple[str, Manifest, np.ndarray]) -> Iterator[TestClient]:
-    service = LocalService(ServeSettings(index=version[0], shards=3))
+    service = LocalService(ServeSettings(index=version[0], shards=3, timeout_ms=10_000))
     with TestClient(make_api(service, max_body_bytes=100_000, hide="-")) as client:
         yield client
 

@@ -121,9 +121,9 @@ EXAMPLES: dict[str, list[tuple[str, bytes, bytes]]] = {
 @pytest.mark.parametrize(("shown", "outcome"), list(table("Members of a tar")))
 def test_members_of_a_tar(tmp_path: Path, shown: str, outcome: str) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data, kind in EXAMPLES[shown]:
+        for name, data, form in EXAMPLES[shown]:
             info = tarfile.TarInfo(name)
-            info.type, info.size = kind, len(data)
+            info.type, info.size = form, len(data)
             tar.addfile(info, io.BytesIO(data))
     settings = SourceSettings(
         kind="webdataset",

@@ -1,5 +1,7 @@
 """Coarse cells are k-means centroids in the model's metric."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ def clusters() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])
-def test_every_cluster_gets_its_cell(metric: str) -> None:
+def test_every_cluster_gets_its_cell(metric: Literal["l2", "ip"]) -> None:
     centres, points = clusters()
     cells = learn_cells(points, 3, metric, seed=1)
     assert (cells.shape, cells.dtype) == ((3, 4), np.float32)

@@ -28,19 +28,19 @@ def final_summary(**weights: float) -> dict[str, float]:
     return summaries[-1]
 
 
-def test_training_for_quantization_alone_collapses():
+def test_training_for_quantization_alone_collapses() -> None:
     collapsed = final_summary(triplet_weight=0, manifold_weight=0)
     assert collapsed["variance"] < 0.5
     # All images in one place are easy to quantize and impossible to tell apart.
     assert collapsed["quantization"] < 1e-3
 
 
-def test_the_triplet_term_keeps_images_apart():
+def test_the_triplet_term_keeps_images_apart() -> None:
     whole = final_summary()
     # A unit vector's variance over the pile is at most 1.
     assert whole["variance"] > 0.9
     assert whole["perplexity"] > 12
 
 
-def test_the_manifold_term_alone_keeps_images_apart_too():
+def test_the_manifold_term_alone_keeps_images_apart_too() -> None:
     assert final_summary(triplet_weight=0, manifold_weight=20)["variance"] > 0.5

@@ -34,7 +34,9 @@ def network(features: np.ndarray) -> DeepQuan:
 
 @pytest.mark.parametrize("nbits", [8, 4])
 @pytest.mark.parametrize("objective", ["semantic", "neighbours"])
-def test_codes_are_packed_as_faiss_packs_them(features: np.ndarray, nbits: int, objective: str):
+def test_codes_are_packed_as_faiss_packs_them(
+    features: np.ndarray, nbits: int, objective: str
+) -> None:
     changed = {"nbits": nbits, "objective": objective, "epochs": 1}
     network = fit(features, ModelSettings(**{**SMALL, **changed}), seed=0)
     geometry = network.geometry
@@ -50,13 +52,15 @@ def test_codes_are_packed_as_faiss_packs_them(features: np.ndarray, nbits: int, 
     assert (objective == "neighbours") == np.array_equal(codes.numpy(), nearest)
 
 
-def test_equal_arguments_give_equal_networks(features: np.ndarray, network: DeepQuan):
+def test_equal_arguments_give_equal_networks(features: np.ndarray, network: DeepQuan) -> None:
     again = fit(features, ModelSettings(**SMALL), seed=1)
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, atol=0, rtol=0, msg=name)
 
 
-def test_seeds_and_code_lengths_share_what_is_prepared(features: np.ndarray, network: DeepQuan):
+def test_seeds_and_code_lengths_share_what_is_prepared(
+    features: np.ndarray, network: DeepQuan
+) -> None:
     prepared = prepare(features, ModelSettings(**{**SMALL, "bits": 64, "nbits": 4, "epochs": 1}))
     again = fit(features, ModelSettings(**SMALL), seed=1, prepared=prepared)
     for name, tensor in network.state_dict().items():
@@ -65,7 +69,7 @@ def test_seeds_and_code_lengths_share_what_is_prepared(features: np.ndarray, net
 
 def test_the_rotation_moves_the_embedding_and_not_the_reconstruction(
     features: np.ndarray, network: DeepQuan
-):
+) -> None:
     copy = DeepQuan(network.settings, network.feature_dim)
     copy.load_state_dict(network.state_dict())
     turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]
@@ -77,7 +81,7 @@ def test_the_rotation_moves_the_embedding_and_not_the_reconstruction(
     )
 
 
-def test_views_teach_the_front_which_differences_do_not_matter():
+def test_views_teach_the_front_which_differences_do_not_matter() -> None:
     """Half of the variance is what views of one image differ by; the front must drop it."""
     generator = np.random.default_rng(0)
     identity = generator.normal(size=(800, 8)).astype("f4")
@@ -97,14 +101,14 @@ def test_views_teach_the_front_which_differences_do_not_matter():
     assert nuisance((look(), look())) < 0.1
 
 
-def test_features_of_another_dimension_are_refused(network: DeepQuan):
+def test_features_of_another_dimension_are_refused(network: DeepQuan) -> None:
     with pytest.raises(InputError, match=r"\(n, 48\), found \(2, 47\)"):
         network.embed(torch.zeros(2, 47))
 
 
 def test_saved_and_loaded_network_encodes_alike(
     tmp_path: Path, features: np.ndarray, network: DeepQuan
-):
+) -> None:
     storage = Storage(str(tmp_path))
     card = save_model(
         storage, network, preprocessing={"backbone": "none"}, training={}, evaluation={"map": 0.5}
@@ -121,7 +125,7 @@ def test_saved_and_loaded_network_encodes_alike(
         load_model(storage, card.digest)
 
 
-def test_training_reports_every_epoch(features: np.ndarray):
+def test_training_reports_every_epoch(features: np.ndarray) -> None:
     summaries: list[dict[str, float]] = []
     settings = ModelSettings(**{**SMALL, "epochs": 3})
     network = fit(features, settings, 0, lambda epoch, summary: summaries.append(summary))
@@ -131,14 +135,14 @@ def test_training_reports_every_epoch(features: np.ndarray):
     assert summaries[-1]["variance"] == pytest.approx(float(z.var(0, correction=0).sum()), abs=1e-3)
 
 
-def test_settings_name_what_is_wrong():
+def test_settings_name_what_is_wrong() -> None:
     with pytest.raises(ConfigError, match="multiple of nbits 8"):
         load_settings(ModelSettings, overrides=["bits=12"])
     with pytest.raises(ConfigError, match="m 3 is odd"):
         load_settings(ModelSettings, overrides=["bits=12", "nbits=4", "dim=48"])
 
 
-def test_an_objective_sets_weights_that_explicit_ones_override():
+def test_an_objective_sets_weights_that_explicit_ones_override() -> None:
     plain = ModelSettings(objective="neighbours")
     assert plain.distillation_weight == 1
     assert plain.triplet_weight == 0
@@ -149,14 +153,14 @@ def test_an_objective_sets_weights_that_explicit_ones_override():
     assert ModelSettings(objective="neighbours", refine_bits=256, dim=128).dim == 128
 
 
-def test_views_do_not_change_what_the_neighbours_objective_keeps(features: np.ndarray):
+def test_views_do_not_change_what_the_neighbours_objective_keeps(features: np.ndarray) -> None:
     settings = ModelSettings(**{**SMALL, "objective": "neighbours", "hidden": (), "epochs": 1})
     views = features, features[::-1].copy()
     plain, shown = (prepare(features, settings, given) for given in (None, views))
     assert torch.equal(plain.components, shown.components)
 
 
-def test_codes_of_the_neighbours_objective_find_more_neighbours_than_opq():
+def test_codes_of_the_neighbours_objective_find_more_neighbours_than_opq() -> None:
     generator = np.random.default_rng(5)
     latent = generator.normal(size=(2100, 16)) @ generator.normal(size=(16, 96))
     noisy = (latent + 2 * generator.normal(size=latent.shape)).astype("f4")
@@ -183,11 +187,11 @@ def test_codes_of_the_neighbours_objective_find_more_neighbours_than_opq():
 
 
 @pytest.mark.parametrize("batch_size", [600, 60])
-def test_training_may_be_as_short_as_one_step(features: np.ndarray, batch_size: int):
+def test_training_may_be_as_short_as_one_step(features: np.ndarray, batch_size: int) -> None:
     settings = ModelSettings(**{**SMALL, "epochs": 1, "batch_size": batch_size})
     assert torch.isfinite(fit(features, settings, 0).codebooks).all()
 
 
-def test_too_few_features_to_have_neighbours(features: np.ndarray):
+def test_too_few_features_to_have_neighbours(features: np.ndarray) -> None:
     with pytest.raises(InputError, match="more than 50 images"):
         fit(features[:50], ModelSettings(**SMALL), seed=0)

@@ -14,7 +14,7 @@ def embeddings(n: int = 2000, dim: int = 16, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("nbits", [8, 4])
-def test_codes_are_those_of_faiss(nbits: int):
+def test_codes_are_those_of_faiss(nbits: int) -> None:
     z = embeddings()
     pq = faiss.ProductQuantizer(16, 4, nbits)
     pq.train(z.numpy())
@@ -25,18 +25,19 @@ def test_codes_are_those_of_faiss(nbits: int):
     np.testing.assert_allclose(decoded.numpy(), pq.decode(packed.numpy()), rtol=1e-6)
 
 
-def test_codebooks_of_four_workers_are_those_of_one():
+def test_codebooks_of_four_workers_are_those_of_one() -> None:
     z = embeddings(4000)
     shards = z.split(1000)
     one = four = quantizer.initial_codebooks(z, m=4, ksub=16, seed=3)
     for _ in range(5):
         one = quantizer.lloyd(z, one, 1)
         parts = [quantizer.cell_statistics(s, quantizer.assign(s, four), 16) for s in shards]
-        four = quantizer.updated_codebooks(four, sum(p[0] for p in parts), sum(p[1] for p in parts))
+        sums, counts = (torch.stack(each).sum(0) for each in zip(*parts, strict=True))
+        four = quantizer.updated_codebooks(four, sums, counts)
     torch.testing.assert_close(four, one, atol=1e-5, rtol=0)
 
 
-def test_lloyd_never_raises_the_quantization_error():
+def test_lloyd_never_raises_the_quantization_error() -> None:
     z = embeddings()
     codebooks = quantizer.initial_codebooks(z, m=4, ksub=16, seed=0)
     errors = []
@@ -48,7 +49,7 @@ def test_lloyd_never_raises_the_quantization_error():
     assert errors[-1] < 0.8 * errors[0]
 
 
-def test_empty_cells_are_seeded_again():
+def test_empty_cells_are_seeded_again() -> None:
     z = embeddings(dim=4)
     far = torch.full((2, 8, 2), 100.0)
     far[:, 0] = 0
@@ -58,7 +59,7 @@ def test_empty_cells_are_seeded_again():
     assert quantizer.perplexity(counts).min() > 4
 
 
-def test_a_sample_smaller_than_the_codebook():
+def test_a_sample_smaller_than_the_codebook() -> None:
     z = embeddings(5, dim=4)
     codebooks = quantizer.lloyd(z, quantizer.initial_codebooks(z, m=2, ksub=16, seed=0), 20)
     q = quantizer.decode(quantizer.assign(z, codebooks), codebooks)
@@ -66,7 +67,7 @@ def test_a_sample_smaller_than_the_codebook():
     torch.testing.assert_close(q, z, atol=0.05, rtol=0)
 
 
-def test_rotation_is_orthogonal_and_lowers_the_error():
+def test_rotation_is_orthogonal_and_lowers_the_error() -> None:
     # Variance packed into the first half: what OPQ is for.
     z = embeddings() * torch.linspace(3, 0.1, 16)
     codebooks = quantizer.lloyd(z, quantizer.initial_codebooks(z, 4, 16, 0), 10)
@@ -83,6 +84,6 @@ def test_rotation_is_orthogonal_and_lowers_the_error():
     assert error(turned, words) < 0.95 * before
 
 
-def test_perplexity_counts_the_words_in_use():
+def test_perplexity_counts_the_words_in_use() -> None:
     counts = torch.tensor([[5.0, 5.0, 5.0, 5.0], [20.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(quantizer.perplexity(counts), torch.tensor([4.0, 1.0, 1.0]))

@@ -81,7 +81,7 @@ def test_deletes_compaction_and_verification_carry_it(tmp_path: Path, nlist: int
     assert whole is not None
     ids = Rows.load(index, manifest).take(np.arange(600)).column("id").to_numpy()
     kept = np.delete(np.arange(600), [0, 7, 599])
-    wanted = {ids[row]: whole.embedding(row) for row in kept}
+    wanted = {ids[row]: whole.embedding(int(row)) for row in kept}
 
     delete_ids(index, ids[[0, 7, 599]].tolist())
     after = compact(index, target_rows=400)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -113,7 +114,7 @@ def test_two_drivers_with_different_requests(
 ) -> None:
     """The slower one is told, and its plan is gone."""
 
-    def slow(*arguments: object, **options: object) -> object:
+    def slow(*arguments: Any, **options: Any) -> object:
         monkeypatch.undo()
         begin(storage, request_of(source, model="faster"))
         return resume_module.open_source(*arguments, **options)

@@ -149,7 +149,7 @@ class TestAlive:
         with Heartbeat(storage, "alive/me"):
             written = [storage.read("alive/me")]
             for _ in range(7):
-                assert beats.acquire(timeout=30)
+                assert beats.acquire(timeout=240)
             written.append(storage.read("alive/me"))
         assert written[0] != written[1]
         assert list(storage.list()) == []

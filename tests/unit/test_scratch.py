@@ -81,7 +81,7 @@ def test_a_full_disk_is_named_and_not_the_version(
         env=os.environ | {"TMPDIR": str(small_disk), "PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()

@@ -1,6 +1,7 @@
 """A Searcher answers exactly, and merged shards answer what one Searcher over all codes does."""
 
 import itertools
+from pathlib import Path
 from typing import Literal
 
 import faiss
@@ -202,7 +203,7 @@ def test_a_kept_subset_is_searched_as_if_the_rest_did_not_exist(name: str, share
 
 @pytest.mark.parametrize("nbits", [4, 8])
 @pytest.mark.parametrize("nlist", [0, 4])
-def test_loading_shards_from_storage(tmp_path: object, nbits: int, nlist: int) -> None:
+def test_loading_shards_from_storage(tmp_path: Path, nbits: Literal[4, 8], nlist: int) -> None:
     index, manifest, vectors = make_index(str(tmp_path), rows=700, nbits=nbits, nlist=nlist)
     whole = Searcher.load(index, manifest)
     assert whole.rows == 700

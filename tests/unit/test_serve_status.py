@@ -119,7 +119,7 @@ class Surfaces:
         self._ready, self._stop = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._thread.start()
-        assert self._ready.wait(60)
+        assert self._ready.wait(240)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -164,7 +164,7 @@ def test_an_error_over_every_surface(
         with Client(surfaces.url) as client, pytest.raises(DqError) as raised:
             client.search(id=1)
         with grpc.insecure_channel(surfaces.grpc) as channel, pytest.raises(grpc.RpcError) as rpc:
-            SearchServiceStub(channel).Search(pb.SearchRequest(id=pb.Id(number=1)), timeout=30)
+            SearchServiceStub(channel).Search(pb.SearchRequest(id=pb.Id(number=1)), timeout=240)
     finally:
         surfaces.service.error = None
     assert answer.status_code == code

@@ -81,7 +81,7 @@ class HeldMachine(RuleBasedStateMachine):
 
     def load(self, version: int) -> str:
         self.loads.append(version)
-        assert self.gates[version].wait(60)
+        assert self.gates[version].wait(240)
         return f"version {version}"
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -204,7 +204,7 @@ class Cluster:
     async def start(self) -> VersionKeeper:
         """A keeper; a second one is what Serve starts after the first one died."""
         keeper = object.__new__(VersionKeeper)
-        make: Callable[..., Coroutine[Any, Any, None]] = VersionKeeper.__init__  # type: ignore[assignment]
+        make: Callable[..., Coroutine[Any, Any, None]] = VersionKeeper.__init__
         await make(keeper, self.settings, self.shards, self.memory, clock=lambda: self.now)
         keeper._tidying.cancel()  # the test calls `tidy`
         return keeper

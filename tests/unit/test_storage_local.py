@@ -82,7 +82,8 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("libraries")
     for name, code in _LACKS.items():
         (folder / f"{name}.c").write_text(_HEADERS + code)
-        command = [compiler, "-shared", "-fPIC", "-o", folder / f"{name}.so", folder / f"{name}.c"]
+        library = str(folder / f"{name}.so")
+        command = [compiler, "-shared", "-fPIC", "-o", library, str(folder / f"{name}.c")]
         subprocess.run(command, check=True, capture_output=True)
     return folder
 
@@ -182,7 +183,7 @@ def test_a_process_killed_before_its_file_appears_holds_up_nobody(
     (tmp_path / "old").write_bytes(b"")
     (tmp_path / "go").touch()
     dying = start(code, tmp_path, libraries, "links,mercy")
-    dying.communicate(timeout=60)
+    dying.communicate(timeout=240)
     assert dying.returncode == -9
     assert list(tmp_path.glob(".partial-*"))
     storage = Storage(str(tmp_path))

@@ -45,12 +45,20 @@ def changed(document: Document, **values: Any) -> bytes:
     return json.dumps(document.model_dump(mode="json") | values).encode()
 
 
+# What a later format may have added or changed.
+MORE: list[dict[str, object]] = [
+    {},
+    {"shards": []},
+    {"path": None, "rows": "many", "geometry": 3},
+]
+
+
 def test_a_later_format_is_refused_by_its_number(index: Index) -> None:
     kinds = set()
     for document in documents(index):
         kind = type(document)
         kinds.add(kind)
-        for more in ({}, {"shards": []}, {"path": None, "rows": "many", "geometry": 3}):
+        for more in MORE:
             with pytest.raises(IntegrityError) as caught:
                 kind.parse(changed(document, format=2, **more), "HERE")
             assert str(caught.value) == (

@@ -51,13 +51,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     card = make_model(uri, preprocessing=backbone.preprocessing, feature_dim=features.shape[1])
     uris = [str(path) for path in pictures]
     make_version(uri, card, files=4, features=features, uris=uris, ids=IDS)
-    service = LocalService(ServeSettings(index=uri, shards=4))
+    service = LocalService(ServeSettings(index=uri, shards=4, timeout_ms=10_000))
     api = make_api(service, max_body_bytes=1 << 20, hide=uri)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240
     while not server.started:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -1,6 +1,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# Processes that test side by side: one has the Ray cluster, one those that start their own.
+TESTERS ?= 3
 
 .PHONY: demo test coverage docs lint format proto clean
 
@@ -8,7 +10,7 @@ demo: $(VENV)/.installed  ## every stage on real pictures; ends with a report
 	$(BIN)/dq-cluster demo
 
 test: $(VENV)/.installed .tools/.installed  ## everything but the tests marked slow or gpu
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(TESTERS) --dist loadgroup
 
 coverage: $(VENV)/.installed  ## lines that tests/unit runs; details in build/coverage/index.html
 	$(BIN)/python -m pytest -q tests/unit -m "not slow and not gpu" --cov --cov-report=term \

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before ray or torch are imported: quiet, small, and no calls home.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -16,6 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from tests.seaweed import S3Server, weed_binary
 
 LOGICAL_CPUS = 8
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("dq", deadline=None)
+settings.load_profile("dq")
 
 
 # Tests that start a cluster of their own and need nothing of the shared one.

@@ -154,7 +154,7 @@ class Arena:
             if self.strike(blow, run):
                 dealt[blow] += 1
                 print(f"{run}: {self.done(run)}/{self.fragments} done, {blow}", flush=True)
-        self.finish(run, 300)
+        self.finish(run, 1200)
         self.check(run)
         return dealt
 

@@ -125,7 +125,12 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(1800)
-def test_train_encode_serve_twice(head: Head, features: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "serve", [(2,), pytest.param((1, 2), marks=pytest.mark.slow)], ids=["the second", "both"]
+)
+def test_train_encode_serve_twice(
+    head: Head, features: Path, tmp_path: Path, serve: tuple[int, ...]
+) -> None:
     index = Index.at(str(tmp_path / "index"))
     for attempt in (1, 2):
         # First a flat version, then one with cells and second codes.
@@ -149,7 +154,8 @@ def test_train_encode_serve_twice(head: Head, features: Path, tmp_path: Path) ->
         assert index.manifest().rows == ROWS
         assert index.manifest().geometry.nlist == nlist
         assert index.manifest().geometry.refine_m * 8 == refine_bits
-        _serve_and_search(head, index, attempt)
+        if attempt in serve:
+            _serve_and_search(head, index, attempt)
     asked = {"index": index.storage.uri, "database": str(features), "queries": str(features)}
     measured = evaluate_version(EvaluateSettings(**asked, max_queries=300))
     assert measured["recall@10 re-ranked"] > measured["recall@10"]

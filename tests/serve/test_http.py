@@ -60,7 +60,7 @@ def test_no_request_that_the_description_allows_makes_an_internal_error(api: Any
         assert isinstance(found, Ok)
         operation = found.ok()
 
-        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=40, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def check(case: Any) -> None:
             answer = case.call()

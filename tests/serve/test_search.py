@@ -44,9 +44,7 @@ def whole(service: Service) -> Whole:
     return Whole(service)
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     k=st.integers(1, 1000),
     k_factor=st.sampled_from([1, 2, 10]),

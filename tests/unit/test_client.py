@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_cluster.client import AsyncClient, Client
@@ -124,7 +124,6 @@ def test_both_clients_and_the_request_spell_the_same() -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None)
 def test_an_image_is_bytes_and_base64_only_in_json(data: bytes) -> None:
     request = parse_request({"image": data})
     assert request.image == data

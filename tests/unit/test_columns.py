@@ -122,7 +122,7 @@ def test_values_beyond_what_python_has_are_no_stack() -> None:
 KINDS = list(dict.fromkeys(canonical(kind) for kind, _, _ in EXAMPLES))
 
 
-@pytest.mark.parametrize(("one", "other"), itertools.product(KINDS, KINDS), ids=str)
+@pytest.mark.parametrize(("one", "other"), list(itertools.product(KINDS, KINDS)), ids=str)
 def test_a_common_type_holds_the_values_of_both(one: pa.DataType, other: pa.DataType) -> None:
     common = common_type(one, other)
     assert common == common_type(other, one)

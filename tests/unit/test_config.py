@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -65,7 +65,6 @@ ODD_TEXTS = [
 ]  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n")))
 def test_text_on_the_command_line_is_used_as_typed(text: str) -> None:
     _as_typed(text)
@@ -90,7 +89,6 @@ def _as_typed(text: str) -> None:
         assert given_as(f"place={text}") == {"place": place}
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 @example("no")
 @example("0012")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_cluster.encode.coverage import Difference, compare, look_again, summary
@@ -29,7 +29,6 @@ def info(path: str, stamp: int) -> FileInfo:
 
 
 @given(files, files, st.integers(1, 20))
-@settings(deadline=None)
 def test_two_sorted_lists(planned: dict[str, int], present: dict[str, int], most: int) -> None:
     units = [Unit(path, size=1, stamp=planned[path]) for path in sorted(planned)]
     there = [info(path, present[path]) for path in sorted(present)]

@@ -102,7 +102,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(data=st.data(), operator=st.sampled_from(list(PYTHON)))
 def test_rows_are_those_that_python_finds_and_statistics_keep_them(
     name: str, operator: str, data: st.DataObject
@@ -131,7 +131,7 @@ def abs_finite(value: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", KINDS)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_what_an_answer_says_finds_its_row(name: str, data: st.DataObject) -> None:
     kind = KINDS[name]

@@ -276,9 +276,7 @@ def test_at_every_step(
     assert steps > 5
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(sorted(WRITERS)),
     st.sampled_from(COLLECTORS),

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_cluster.cli import ids_file as module
@@ -18,7 +18,6 @@ from dq_cluster.index.ids import to_id, to_ids
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
-@settings(deadline=None)
 @given(st.lists(INT64))
 def test_numbers_come_back_however_they_are_given(numbers: list[int]) -> None:
     distinct = list(dict.fromkeys(numbers))
@@ -27,7 +26,6 @@ def test_numbers_come_back_however_they_are_given(numbers: list[int]) -> None:
     assert [to_id(str(number), "int64") for number in numbers] == numbers
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"))))
 def test_text_comes_back_from_a_file(tmp_path_factory: pytest.TempPathFactory, texts: Any) -> None:
     path = tmp_path_factory.mktemp("ids") / "ids.txt"

@@ -106,7 +106,7 @@ class TestNames:
         assert opened == ["b"]
 
     @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1))
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_a_picture_of_any_name_is_read_or_counted(self, name: str) -> None:
         if name in (".", "..") or len(name.encode()) > 250:
             return

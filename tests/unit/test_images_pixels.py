@@ -163,7 +163,7 @@ def test_avif_is_turned_by_its_boxes_alone() -> None:
         assert off(data.replace(text, entry), upright) < 8
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     height=st.integers(1, 90),
     width=st.integers(1, 90),
@@ -229,7 +229,7 @@ def test_numbers_that_fill_a_usual_range_keep_its_scale(limit: int) -> None:
     assert abs(open_ended(beyond).astype(int) - np.linspace(-1, 256, 64).clip(0, 255)).max() <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(low=st.floats(-1e9, 1e9), span=st.floats(1e-3, 1e9), seed=st.integers(0, 9))
 def test_numbers_of_any_range_are_never_all_black_or_white(
     low: float, span: float, seed: int

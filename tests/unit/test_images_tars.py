@@ -110,7 +110,7 @@ PICTURES = ("jpg", "png", "jpg_large")
 
 
 @given(archives, forms, st.sampled_from(sorted(COMPRESSIONS)))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_member_is_in_a_row_or_counted(
     listed: list[tuple[str, bytes]], form: int, suffix: str
 ) -> None:
@@ -140,7 +140,7 @@ def test_every_member_is_in_a_row_or_counted(
 
 
 @given(archives.filter(bool), forms, st.data())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_damage_is_always_told(
     listed: list[tuple[str, bytes]], form: int, data: st.DataObject
 ) -> None:

@@ -200,7 +200,7 @@ def bounds(kind: pa.DataType) -> tuple[int, int]:
     return (0, 2**bits - 1) if "u" in str(kind) else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_whole_number_changes(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(WHOLE))
@@ -219,7 +219,7 @@ WIDTHS: list[Literal[16, 32, 64]] = [16, 32, 64]
 LISTS = [pa.list_, pa.large_list, pa.list_view, pa.large_list_view, fixed]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_a_vector_is_rounded_to_float32_at_most(data: st.DataObject) -> None:
     bits = data.draw(st.sampled_from(WIDTHS))
@@ -250,7 +250,7 @@ def test_a_vector_is_rounded_to_float32_at_most(data: st.DataObject) -> None:
     np.testing.assert_array_equal(vectors, np.array(kept, np.float32).reshape(-1, 2))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.none() | st.binary(max_size=6), max_size=6), st.sampled_from(LISTS[:4]))
 def test_lists_of_bytes_are_bytes(values: list[bytes | None], build: Any) -> None:
     array = pa.array([v if v is None else list(v) for v in values], build(pa.uint8()))

@@ -18,7 +18,7 @@ from threading import Thread
 from urllib.parse import quote, unquote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_cluster.images import web
@@ -471,7 +471,6 @@ def test_retry_after(value: str, seconds: float | None) -> None:
     assert retry_after(value, datetime(2026, 3, 2, 10, tzinfo=UTC)) == seconds
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_addresses_are_read_once_and_for_all(text: str) -> None:
     """Reading what was read changes nothing, and nothing that was read climbs or raises."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_cluster.client import Client
@@ -48,7 +48,6 @@ def as_stored(values: list[int]) -> pa.Array:
     return pa.array(values, pa.uint64() if max(values, default=0) >= 2**63 else pa.int64())
 
 
-@settings(deadline=None)
 @given(PARTS)
 def test_parts_are_joined_exactly_or_refused(parts: list[list[int]]) -> None:
     parts = [

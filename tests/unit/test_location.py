@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_cluster.errors import InputError
@@ -73,7 +73,6 @@ def test_refusals_are_one_line(given: str, message: str) -> None:
         Storage(given)
 
 
-@settings(deadline=None)
 @given(TEXT)
 def test_once_is_enough(text: str) -> None:
     try:
@@ -84,7 +83,6 @@ def test_once_is_enough(text: str) -> None:
     assert found.startswith(("/", "s3://"))
 
 
-@settings(deadline=None)
 @given(TEXT)
 def test_a_path_below_a_folder_is_that_path(name: str) -> None:
     """Whatever a file is called: no part of a name is taken for a scheme, a home, or a comment."""

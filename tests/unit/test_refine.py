@@ -34,7 +34,7 @@ def refined(searcher: Searcher, refiner: Refiner, queries: np.ndarray, candidate
     return scores, ordinals, refiner.scores(queries, ordinals)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_sharding_changes_neither_candidates_nor_winners(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31), label="seed"))

@@ -1,7 +1,7 @@
 """Whether actors find a place on the nodes of a cluster, and how long to wait for one."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_cluster.cluster.room import Need, Node, Patience, Wait, decide, patience_of, shortage
@@ -55,7 +55,6 @@ def test_actors_are_placed_node_by_node(
     assert lacking in found
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 64), max_size=8),
     st.integers(1, 40),

@@ -94,7 +94,7 @@ class TestRequest:
         (found,) = differences({"a": "x" * 500}, {"a": None})
         assert len(str(found)) < 110
 
-    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(suppress_health_check=[HealthCheck.too_slow])
     @given(documents, documents)
     def test_differences_are_all_that_differs(
         self, one: dict[str, Any], other: dict[str, Any]

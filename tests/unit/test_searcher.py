@@ -72,7 +72,7 @@ def brute_force(
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_merged_shards_equal_one_index_and_the_definition(name: str, data: st.DataObject) -> None:
     geometry = GEOMETRIES[name]

@@ -63,7 +63,7 @@ class VersionsMachine(RuleBasedStateMachine):
 
 
 TestVersions = VersionsMachine.TestCase
-TestVersions.settings = settings(deadline=None, max_examples=60)
+TestVersions.settings = settings(max_examples=60)
 
 
 class HeldMachine(RuleBasedStateMachine):
@@ -128,7 +128,7 @@ class HeldMachine(RuleBasedStateMachine):
 
 
 TestHeld = HeldMachine.TestCase
-TestHeld.settings = settings(deadline=None, max_examples=60)
+TestHeld.settings = settings(max_examples=60)
 
 
 def test_a_load_that_fails_is_tried_again() -> None:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
 
@@ -27,7 +27,9 @@ from dq_cluster.serve.api import (
 )
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.remote import LOAD_S, RemoteService
-from dq_cluster.serve.service import Service
+
+if TYPE_CHECKING:  # it needs much more than asking a URL does
+    from dq_cluster.serve.local import LocalService
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,6 +47,8 @@ class AsyncClient:
     URL that is none, and ConfigError for a proxy that cannot be used.
     """
 
+    _service: "RemoteService | LocalService"
+
     def __init__(
         self,
         target: str | Path,
@@ -54,16 +58,13 @@ class AsyncClient:
         timeout_s: float = 30.0,
         trust_env: bool = True,
     ) -> None:
-        self._remote: RemoteService | None = None
-        self._service: Service
         if str(target).lower().startswith(("http://", "https://")):
             if version is not None:
                 raise InputError(
                     f"version {version}: a service answers from the version that it serves; leave "
                     "it out, or have the service switch with refresh"
                 )
-            self._remote = RemoteService(str(target), api_key, timeout_s, trust_env)
-            self._service = self._remote
+            self._service = RemoteService(str(target), api_key, timeout_s, trust_env)
         else:
             from dq_cluster.serve.local import LocalService
 
@@ -126,13 +127,12 @@ class AsyncClient:
         with `info` when it has switched. Raises NotFoundError, IntegrityError where the version
         was refused, and StorageError or UnavailableError where it may be asked again.
         """
-        if self._remote is not None:
-            return await self._remote.refresh(version, timeout_s)
+        if isinstance(self._service, RemoteService):
+            return await self._service.refresh(version, timeout_s)
         return await self._service.refresh(version)
 
     async def close(self) -> None:
-        if self._remote is not None:
-            await self._remote.close()
+        await self._service.close()
 
     async def __aenter__(self) -> Self:
         return self

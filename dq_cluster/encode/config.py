@@ -34,7 +34,7 @@ class FeaturizeSettings(Settings):
 
     output: the folder or `s3://` prefix for the feature files. fragment_rows: images per feature
     file. max_reject_fraction: if the share of rejects exceeds it, the run fails. Default: 0.01; of
-    fewer than 1,000 images ten may be rejects, but no more than one in ten.
+    fewer than 1,000 images ten may be rejects, but no more than one in four.
 
     Some images also get the features of a second view (`views`); training makes better codes with
     some thousands of such pairs.
@@ -57,7 +57,7 @@ class EncodeSettings(Settings):
     so the same command continues. append: add to the current version instead of replacing it.
     fragment_rows: images per code file. max_reject_fraction: if the share of rejects exceeds it,
     the run publishes nothing. Default: 0.01; of fewer than 1,000 images ten may be rejects, but no
-    more than one in ten.
+    more than one in four.
     """
 
     index: Location

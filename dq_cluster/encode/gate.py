@@ -8,13 +8,13 @@ from dq_cluster.errors import QualityGateError
 
 _FRACTION = 0.01
 # A few damaged files do not make a small folder a failure.
-_FEW, _SMALL_FRACTION = 10, 0.1
+_FEW, _SMALL_FRACTION = 10, 0.25
 
 
 def allowed_rejects(max_fraction: float | None, inputs: int) -> int:
     """How many of `inputs` may be rejects.
 
-    None: one in a hundred; below 1,000 inputs up to ten of them, but no more than one in ten.
+    None: one in a hundred; below 1,000 inputs up to ten of them, but no more than one in four.
     """
     if max_fraction is not None:
         return int(max_fraction * inputs)

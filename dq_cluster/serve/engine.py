@@ -86,6 +86,10 @@ class Engine:
         # What waits in the one before goes on; nothing new keeps its version in memory.
         self._batcher: Batcher[_Batch, _Found] = Batcher(self._search, self._most)
 
+    async def close(self) -> None:
+        """Wait until nothing runs in the shards any more."""
+        await self._fanout.close()
+
     def in_use(self) -> frozenset[int]:
         """The versions that queries are answered from: the served one, and older ones."""
         return frozenset({self.served.manifest.version, *self._queries})

@@ -55,6 +55,10 @@ class Fanout:
             await asyncio.gather(*(self._ask(ask, s, deadline, latencies[s]) for s in shards))
         )
 
+    async def close(self) -> None:
+        """Wait for the requests that nobody waits for any more."""
+        await asyncio.gather(*self._stragglers, return_exceptions=True)
+
     def _latencies_of(self, kind: Hashable) -> list[Latencies]:
         if kind not in self._latencies:
             self._latencies[kind] = [Latencies() for _ in range(self._shards)]

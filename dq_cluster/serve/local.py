@@ -78,6 +78,10 @@ class LocalService:
         self._release()
         return served.info()
 
+    async def close(self) -> None:
+        """Wait until nothing runs in the shards any more."""
+        await self._engine.close()
+
     @property
     def _serving(self) -> int:
         return self._engine.served.manifest.version

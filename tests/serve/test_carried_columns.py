@@ -86,7 +86,7 @@ def test_the_client_reads_what_http_says(service: LocalService, http: TestClient
         app = make_api(service, max_body_bytes=100_000, hide="nothing to hide")
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as session:
-            client._service._http = session  # type: ignore[attr-defined]
+            client._service._http = session  # type: ignore[union-attr]
             return await client.search(id=0, k=1, include=("big",), filter={"big": BIG})
 
     (hit,) = asyncio.run(remote()).hits[0]

@@ -11,9 +11,10 @@ from dq_cluster.errors import QualityGateError
     ("fraction", "inputs", "allowed"),
     [
         (None, 1, 0),
-        (None, 9, 0),
-        (None, 10, 1),
-        (None, 32, 3),
+        (None, 3, 0),
+        (None, 4, 1),
+        (None, 32, 8),
+        (None, 40, 10),
         (None, 100, 10),
         (None, 999, 10),
         (None, 1_000, 10),
@@ -44,9 +45,9 @@ def test_the_fragments_of_a_run_count_together() -> None:
     check_rejects([receipt(20, corrupt=2), receipt(10, empty=1)], None)
     with pytest.raises(
         QualityGateError,
-        match=r"5 of 35 inputs are rejects \(4 corrupt, 1 empty\), at most 3 may be",
+        match=r"12 of 42 inputs are rejects \(11 corrupt, 1 empty\), at most 10 may be",
     ):
-        check_rejects([receipt(20, corrupt=4), receipt(10, empty=1)], None)
+        check_rejects([receipt(20, corrupt=11), receipt(10, empty=1)], None)
 
 
 def test_a_run_of_nothing_but_rejects_publishes_nothing() -> None:

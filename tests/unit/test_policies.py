@@ -303,3 +303,25 @@ def test_keys_come_from_the_environment_or_a_file(
     file.write_text("\n")
     with pytest.raises(ConfigError, match="no key"):
         read_keys()
+
+
+def test_what_nobody_waits_for_is_over_when_the_fanout_closes() -> None:
+    async def run() -> None:
+        fanout, gate, calls = Fanout(1), asyncio.Event(), 0
+
+        async def ask(shard: int) -> str:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                await gate.wait()
+            return f"call {calls}"
+
+        assert await fanout.ask_all(ask, [0], time.monotonic() + 600, "kind") == ["call 2"]
+        closing = asyncio.ensure_future(fanout.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        gate.set()
+        await closing
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -165,7 +166,9 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
         async with asyncio.timeout(240):
             await test()
 
-    asyncio.run(bounded())
+    for loop in (asyncio.new_event_loop, uvloop.new_event_loop):  # Ray's processes have the other
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(bounded())
 
 
 def soon() -> float:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from typing import cast
 
 from dq_cluster.errors import DqError, InputError
 from dq_cluster.serve.fanout import Failure
@@ -82,8 +83,7 @@ class _Connection(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is of no such class
         self._server.joined(self)
         self._hurry = asyncio.get_running_loop().call_later(_PROOF_S, self._stranger)
         self._send(Kind.CHALLENGE, 0, self._nonce)

@@ -37,6 +37,11 @@ from dq_cluster.serve.policy import coverage, time_left
 from dq_cluster.serve.served import Served
 
 
+# Of the time that a query has. A shard that does not answer may take all of it; the rest is for
+# the ids of what the others found.
+_SEARCHING = 0.8
+
+
 class Shards(Protocol):
     """Where the shards are. All calls may raise; after an InputError none is asked again.
 
@@ -250,13 +255,13 @@ class Engine:
     async def _search(self, batch: _Batch, vectors: np.ndarray) -> _Found:
         """Search for all `vectors` (n, d) of a batch."""
         clock = [time.perf_counter()]
-        deadline = time.monotonic() + batch.timeout_ms / 1e3
+        begin, seconds = time.monotonic(), batch.timeout_ms / 1e3
         if batch.kind == "feature":
             vectors = await asyncio.to_thread(batch.served.embedder.embed, vectors)
         clock.append(time.perf_counter())
-        answers = await self._ask_shards(batch, vectors, deadline)
+        answers = await self._ask_shards(batch, vectors, begin + _SEARCHING * seconds)
         clock.append(time.perf_counter())
-        hits = await self._name_winners(batch, len(vectors), answers, deadline)
+        hits = await self._name_winners(batch, len(vectors), answers, begin + seconds)
         clock.append(time.perf_counter())
         steps = dict(zip(("embed", "search", "merge"), np.diff(clock), strict=True))
         for step, seconds in steps.items():

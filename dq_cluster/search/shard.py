@@ -17,6 +17,7 @@ from dq_cluster.index.sizing import row_bytes
 from dq_cluster.search.faiss_index import scans_fast
 from dq_cluster.search.filters import parse_filter
 from dq_cluster.search.gpu import check_gpu
+from dq_cluster.search.merge import MISSING
 from dq_cluster.search.placement import Shard, plan_shards
 from dq_cluster.search.refine import Refiner
 from dq_cluster.search.rows import Rows
@@ -24,6 +25,8 @@ from dq_cluster.search.searcher import Searcher
 from dq_cluster.search.values import to_json
 from dq_cluster.storage import translated
 
+# Places of an answer whose ids come with it: asking for them again would take longer.
+_FEW = 512
 _GPU_LABEL_BYTES = 4
 _GPU_WORK_BYTES = 1536 << 20  # what faiss takes of a GPU for its own work
 
@@ -49,12 +52,15 @@ class ShardAnswer:
     """scores float32 and ordinals int64 (n, k * k_factor), best first.
 
     second_scores float32, of the same shape: of the second codes, where the query has a k_factor.
+    ids: of the places that are filled, row by row, where they are few; what is many is taken later,
+    for the winners alone.
     """
 
     scores: np.ndarray
     ordinals: np.ndarray
     seconds: float = field(compare=False)
     second_scores: np.ndarray | None = None
+    ids: list[int | str] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,10 @@ class LoadedShard:
         second = None
         if query.k_factor > 1 and self.refiner is not None:
             second = self.refiner.scores(query.embeddings, ordinals)
-        return ShardAnswer(scores, ordinals, time.perf_counter() - begin, second)
+        ids = None
+        if ordinals.size <= _FEW:
+            ids = self.take(ordinals[ordinals != MISSING], ()).column("id").to_pylist()
+        return ShardAnswer(scores, ordinals, time.perf_counter() - begin, second, ids)
 
     def take(self, ordinals: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """The id and `columns` of the rows `ordinals` (n,) of this shard, in that order."""

@@ -7,9 +7,9 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -32,10 +32,9 @@ from dq_cluster.serve.api import (
 from dq_cluster.serve.batcher import Batcher
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.fanout import Failure, Fanout
-from dq_cluster.serve.hits import to_hits, winners
+from dq_cluster.serve.hits import names_in, names_of, to_hits, winners
 from dq_cluster.serve.policy import coverage, time_left
 from dq_cluster.serve.served import Served
-
 
 # Of the time that a query has. A shard that does not answer may take all of it; the rest is for
 # the ids of what the others found.
@@ -323,31 +322,43 @@ class Engine:
         One that can no longer say them has not answered: its Failure takes the place of its
         answer, and the others win.
         """
-        version = batch.served.manifest.version
-        bases = np.array([shard.base for shard in batch.served.shards if shard.rows])
-        numbers = np.array([n for n, shard in enumerate(batch.served.shards) if shard.rows])
         while True:
             good = [answer for answer in answers.values() if isinstance(answer, ShardAnswer)]
             if not good:
                 return [[] for _ in range(queries)]
             scores, ordinals = winners(good, batch.k)
-            known = np.unique(ordinals[ordinals != MISSING])
-            if not len(known):
-                return [[] for _ in range(queries)]
-            owners = numbers[np.searchsorted(bases, known, side="right") - 1]
-            of = {int(owner): known[owners == owner] for owner in np.unique(owners)}
-            tables = await self._fanout.ask_all(
-                lambda shard, of=of: self._shards.take(  # type: ignore[misc]
-                    shard, version, of[shard], batch.columns, deadline
-                ),
-                list(of),
-                deadline,
-                kind=("take", len(known).bit_length() // 3, bool(batch.columns)),
-            )
-            lost = {n: t for n, t in zip(of, tables, strict=True) if isinstance(t, Failure)}
-            if not lost:
-                return to_hits(scores, ordinals, known, pa.concat_tables(tables), batch.columns)
-            answers.update(lost)
+            names = None if batch.columns else names_of(good)
+            if names is None:
+                rows = np.unique(ordinals[ordinals != MISSING])
+                names, lost = await self._take(batch, rows, deadline)
+                answers.update(lost)
+                if lost:
+                    continue
+            return to_hits(scores, ordinals, names, batch.columns)
+
+    async def _take(
+        self, batch: _Batch, rows: np.ndarray, deadline: float
+    ) -> tuple[dict[int, Sequence[Any]], dict[int, Failure]]:
+        """Id and columns of the rows (n,), ascending ordinals; and the shards that did not say."""
+        version, shards = batch.served.manifest.version, batch.served.shards
+        filled = [number for number, shard in enumerate(shards) if shard.rows]
+        starts = np.searchsorted(rows, [shards[number].base for number in filled])
+        parts = dict(zip(filled, np.split(rows, starts[1:]), strict=True))
+        parts = {number: part for number, part in parts.items() if len(part)}
+        tables = await self._fanout.ask_all(
+            lambda shard: self._shards.take(shard, version, parts[shard], batch.columns, deadline),
+            list(parts),
+            deadline,
+            kind=("take", len(rows).bit_length() // 3, bool(batch.columns)),
+        )
+        names: dict[int, Sequence[Any]] = {}
+        lost: dict[int, Failure] = {}
+        for (number, part), table in zip(parts.items(), tables, strict=True):
+            if isinstance(table, Failure):
+                lost[number] = table
+            else:
+                names |= names_in(part, table)
+        return names, lost
 
 
 def _kind(batch: _Batch, queries: int) -> Hashable:

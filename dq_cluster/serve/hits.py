@@ -1,6 +1,7 @@
 """From the answers of shards to hits: merge, then name the winners."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,24 +25,36 @@ def winners(answers: Sequence[ShardAnswer], k: int) -> tuple[np.ndarray, np.ndar
     return scores, ordinals
 
 
+def names_of(answers: Sequence[ShardAnswer]) -> dict[int, Sequence[Any]] | None:
+    """The id of every row in the answers, by ordinal; None where some answer has no ids."""
+    names: dict[int, Sequence[Any]] = {}
+    for answer in answers:
+        if answer.ids is None:
+            return None
+        filled = answer.ordinals[answer.ordinals != MISSING]
+        names.update(zip(filled.tolist(), ((id,) for id in answer.ids), strict=True))
+    return names
+
+
+def names_in(ordinals: np.ndarray, rows: pa.Table) -> dict[int, Sequence[Any]]:
+    """Id and columns, as JSON says them, of `rows`, by their ordinals (n,)."""
+    values = zip(*map(to_json, rows.columns), strict=True)
+    return dict(zip(ordinals.tolist(), values, strict=True))
+
+
 def to_hits(
     scores: np.ndarray,
     ordinals: np.ndarray,
-    known: np.ndarray,
-    rows: pa.Table,
+    names: Mapping[int, Sequence[Any]],
     columns: Sequence[str],
 ) -> list[list[Hit]]:
-    """The hits of each query.
-
-    scores and ordinals (n, k): the winners. rows: id and `columns` of the rows `known` (m,),
-    ascending, which holds every winner.
-    """
-    present = ordinals != MISSING
-    places = np.searchsorted(known, ordinals[present]).tolist()
-    values = list(zip(*(to_json(rows.column(name)) for name in ("id", *columns)), strict=True))
+    """The hits of each query, from the winners' scores and ordinals (n, k); `names` knows all."""
     hits = []
-    for score, place in zip(scores[present].tolist(), places, strict=True):
-        id, *more = values[place]
-        hits.append(Hit(id, score, dict(zip(columns, more, strict=True))))
-    ends = np.cumsum(present.sum(axis=1))
-    return [hits[end - count : end] for end, count in zip(ends, present.sum(axis=1), strict=True)]
+    for some_scores, some_ordinals in zip(scores.tolist(), ordinals.tolist(), strict=True):
+        found = []
+        for score, ordinal in zip(some_scores, some_ordinals, strict=True):
+            if ordinal != MISSING:
+                id, *more = names[ordinal]
+                found.append(Hit(id, score, dict(zip(columns, more, strict=True))))
+        hits.append(found)
+    return hits

@@ -43,6 +43,8 @@ from dq_cluster.serve.wire.server import ShardServer
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+# Scanning so many takes about as long as handing the work to another thread and back.
+_QUICK_CODES = 1 << 19
 KEEPER = "Versions"  # the name of VersionKeeper's deployment
 
 
@@ -114,7 +116,12 @@ class ShardReplica:
         query = unpack_query(body)
         traced = span("shard", query.trace, shard=self._number, version=query.version)
         with traced, timed(SHARD_SEARCH_SECONDS.labels(shard=self._number)):
-            return pack_answer(await self._run(query.version, lambda shard: shard.search(query)))
+            answer = await self._run(
+                query.version,
+                lambda shard: shard.search(query),
+                lambda shard: shard.searcher.rows * len(query.embeddings) <= _QUICK_CODES,
+            )
+        return pack_answer(answer)
 
     async def _find(self, body: Body) -> bytes:
         version, id = unpack_find(body)
@@ -124,8 +131,15 @@ class ShardReplica:
         version, ordinals, columns = unpack_take(body)
         return pack_table(await self._run(version, lambda shard: shard.take(ordinals, columns)))
 
-    async def _run(self, version: int, work: Callable[[LoadedShard], T]) -> T:
+    async def _run(
+        self,
+        version: int,
+        work: Callable[[LoadedShard], T],
+        quick: Callable[[LoadedShard], bool] = lambda shard: False,
+    ) -> T:
         # A replica that started during a switch missed the call to load. While it catches up, the
         # router's second request goes to another one.
         shard = await self._held.get(version)
+        if quick(shard):
+            return work(shard)
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, shard)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dq_cluster.search.merge import MISSING
 from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.fanout import Failure
 from dq_cluster.serve.wire.frames import WireError, pack_body, unpack_body
@@ -37,7 +38,7 @@ def pack_answer(answer: ShardAnswer) -> bytes:
     arrays = [answer.scores, answer.ordinals]
     if answer.second_scores is not None:
         arrays.append(answer.second_scores)
-    return pack_body({"seconds": answer.seconds}, arrays)
+    return pack_body({"seconds": answer.seconds, "ids": answer.ids}, arrays)
 
 
 def unpack_answer(body: Body) -> ShardAnswer:
@@ -45,8 +46,10 @@ def unpack_answer(body: Body) -> ShardAnswer:
     if len(arrays) not in (2, 3) or len({array.shape for array in arrays}) != 1:
         raise WireError("no answer: scores and ordinals do not go together")
     scores, ordinals, *second = arrays
-    seconds = float(_of(values, "seconds", float))
-    return ShardAnswer(scores, ordinals, seconds, second[0] if second else None)
+    seconds, ids = _of(values, "seconds", float), _of(values, "ids", list | None)
+    if ids is not None and len(ids) != np.count_nonzero(ordinals != MISSING):
+        raise WireError("no answer: ids and ordinals do not go together")
+    return ShardAnswer(scores, ordinals, seconds, second[0] if second else None, ids)
 
 
 def pack_find(version: int, id: int | str) -> bytes:

@@ -8,7 +8,7 @@ among int8, becomes one that it can, or no value, so that nothing is rounded whe
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
 from typing import Any
@@ -49,10 +49,12 @@ class Filter:
     """Conditions that all must hold; hashable, so that equal questions can share a batch.
 
     Filters of one version are equal only if they mean the same: the values are of the columns'
-    types, so that 1 and true never stand in the same place.
+    types, so that 1 and true never stand in the same place. `spec` is what the user wrote, for
+    another process that reads the same version.
     """
 
     conditions: tuple[Condition, ...]
+    spec: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def may_match(self, entry: FileEntry) -> bool:
         """False only when the file's statistics rule out every row."""
@@ -105,7 +107,7 @@ def parse_filter(spec: Mapping[str, Any], schema: pa.Schema) -> Filter:
                 )
             read = [_read(domain, kind, column, each) for each in values]
             conditions.append(Condition(column, *_exact(operator, read, domain), domain.bounded))
-    return Filter(tuple(conditions))
+    return Filter(tuple(conditions), spec)
 
 
 def _read(domain: Domain, kind: pa.DataType, column: str, value: Any) -> Any:

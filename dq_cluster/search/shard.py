@@ -1,8 +1,10 @@
 """One shard of one version, loaded: what a replica answers from. No Ray here."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,7 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.sizing import row_bytes
 from dq_cluster.search.faiss_index import scans_fast
-from dq_cluster.search.filters import Filter
+from dq_cluster.search.filters import parse_filter
 from dq_cluster.search.gpu import check_gpu
 from dq_cluster.search.merge import MISSING
 from dq_cluster.search.placement import Shard, plan_shards
@@ -23,36 +25,42 @@ from dq_cluster.search.searcher import Searcher
 from dq_cluster.search.values import to_json
 from dq_cluster.storage import translated
 
+# Places of an answer whose ids come with it: asking for them again would take longer.
+_FEW = 512
 _GPU_LABEL_BYTES = 4
 _GPU_WORK_BYTES = 1536 << 20  # what faiss takes of a GPU for its own work
 
 
 @dataclass(frozen=True)
 class ShardQuery:
-    """One batch for one shard: embeddings (n, dim) float32, how to search, and the trace."""
+    """One batch for every shard: embeddings (n, dim) float32, how to search, and the trace.
+
+    filter: as users write it; every shard reads it against its own types.
+    """
 
     version: int
     embeddings: np.ndarray
     k: int
     nprobe: int = 0
     k_factor: int = 1
-    filter: Filter | None = None
-    columns: tuple[str, ...] = ()
+    filter: Mapping[str, Any] | None = None
     trace: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ShardAnswer:
-    """scores and ordinals (n, k * k_factor); `rows` holds id and columns of the places filled.
+    """scores float32 and ordinals int64 (n, k * k_factor), best first.
 
-    second_scores (n, k * k_factor): of the second codes, where the query has a k_factor.
+    second_scores float32, of the same shape: of the second codes, where the query has a k_factor.
+    ids: of the places that are filled, row by row, where they are few; what is many is taken later,
+    for the winners alone.
     """
 
     scores: np.ndarray
     ordinals: np.ndarray
-    rows: pa.Table
     seconds: float = field(compare=False)
     second_scores: np.ndarray | None = None
+    ids: list[int | str] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,15 +88,23 @@ class LoadedShard:
     def search(self, query: ShardQuery) -> ShardAnswer:
         """The best of this shard for every embedding. Raises InputError."""
         begin = time.perf_counter()
-        keep = None if query.filter is None else self.rows.matching(query.filter)
+        keep = None
+        if query.filter is not None:
+            keep = self.rows.matching(parse_filter(query.filter, self.rows.schema))
         scores, ordinals = self.searcher.search(
             query.embeddings, query.k * query.k_factor, nprobe=query.nprobe or None, keep=keep
         )
         second = None
         if query.k_factor > 1 and self.refiner is not None:
             second = self.refiner.scores(query.embeddings, ordinals)
-        rows = self.rows.take(ordinals[ordinals != MISSING], ["id", *query.columns])
-        return ShardAnswer(scores, ordinals, rows, time.perf_counter() - begin, second)
+        ids = None
+        if ordinals.size <= _FEW:
+            ids = self.take(ordinals[ordinals != MISSING], ()).column("id").to_pylist()
+        return ShardAnswer(scores, ordinals, time.perf_counter() - begin, second, ids)
+
+    def take(self, ordinals: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """The id and `columns` of the rows `ordinals` (n,) of this shard, in that order."""
+        return self.rows.take(ordinals, ["id", *columns])
 
     def find(self, id: int | str) -> Item | None:
         """The row `id`, or None if it is not here."""

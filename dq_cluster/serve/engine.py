@@ -7,11 +7,12 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from dq_cluster.errors import InputError, NotFoundError, UnavailableError
 from dq_cluster.images.thumbnail import thumbnail
@@ -19,6 +20,7 @@ from dq_cluster.index.ids import to_id
 from dq_cluster.observe.metrics import STEP_SECONDS
 from dq_cluster.observe.tracing import exemplar, trace_headers
 from dq_cluster.search.filters import Filter, parse_filter
+from dq_cluster.search.merge import MISSING
 from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.api import (
     CoverageError,
@@ -30,19 +32,38 @@ from dq_cluster.serve.api import (
 from dq_cluster.serve.batcher import Batcher
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.fanout import Failure, Fanout
-from dq_cluster.serve.hits import merge_hits
+from dq_cluster.serve.hits import names_in, names_of, to_hits, winners
 from dq_cluster.serve.policy import coverage, time_left
 from dq_cluster.serve.served import Served
 
+# Of the time that a query has. A shard that does not answer may take all of it; the rest is for
+# the ids of what the others found.
+_SEARCHING = 0.8
+
 
 class Shards(Protocol):
-    """Where the shards are. Both calls may raise; after an InputError none is asked again."""
+    """Where the shards are. All calls may raise; after an InputError none is asked again.
 
-    async def search(self, shard: int, query: ShardQuery) -> ShardAnswer | Failure:
+    deadline: of time.monotonic(), until which a call may wait for a replica.
+    """
+
+    async def search(self, shard: int, query: ShardQuery, deadline: float) -> ShardAnswer | Failure:
         """The best of `shard` for a batch of queries."""
 
-    async def find(self, shard: int, version: int, id: int | str) -> Item | Failure | None:
+    async def find(
+        self, shard: int, version: int, id: int | str, deadline: float
+    ) -> Item | Failure | None:
         """The row `id`, or None where `shard` does not hold it."""
+
+    async def take(
+        self,
+        shard: int,
+        version: int,
+        ordinals: np.ndarray,
+        columns: tuple[str, ...],
+        deadline: float,
+    ) -> pa.Table | Failure:
+        """Id and columns of the rows `ordinals` (n,) of `shard`, in that order."""
 
 
 @dataclass(frozen=True)
@@ -212,11 +233,11 @@ class Engine:
             for number, shard in enumerate(served.shards)
             if any(only.may_match(entry) for entry in shard.files)
         ]
-        version = served.manifest.version
+        version, deadline = served.manifest.version, time.monotonic() + timeout_ms / 1e3
         answers = await self._fanout.ask_all(
-            lambda shard: self._shards.find(shard, version, wanted),
+            lambda shard: self._shards.find(shard, version, wanted, deadline),
             asked,
-            time.monotonic() + timeout_ms / 1e3,
+            deadline,
             kind="find",
         )
         for answer in answers:
@@ -233,18 +254,43 @@ class Engine:
     async def _search(self, batch: _Batch, vectors: np.ndarray) -> _Found:
         """Search for all `vectors` (n, d) of a batch."""
         clock = [time.perf_counter()]
-        served = batch.served
+        begin, seconds = time.monotonic(), batch.timeout_ms / 1e3
         if batch.kind == "feature":
-            vectors = await asyncio.to_thread(served.embedder.embed, vectors)
+            vectors = await asyncio.to_thread(batch.served.embedder.embed, vectors)
         clock.append(time.perf_counter())
+        answers = await self._ask_shards(batch, vectors, begin + _SEARCHING * seconds)
+        clock.append(time.perf_counter())
+        hits = await self._name_winners(batch, len(vectors), answers, begin + seconds)
+        clock.append(time.perf_counter())
+        steps = dict(zip(("embed", "search", "merge"), np.diff(clock), strict=True))
+        for step, seconds in steps.items():
+            STEP_SECONDS.labels(step=step).observe(seconds, exemplar())
+        rows = [shard.rows for shard in batch.served.shards]
+        failures = {n: a for n, a in answers.items() if isinstance(a, Failure)}
+        return _Found(
+            hits=hits,
+            coverage=coverage(rows, [number not in failures for number in range(len(rows))]),
+            timed_out=any(failure.timed_out for failure in failures.values()),
+            failed=[
+                ShardFailure(shard=number, reason=failure.reason)
+                for number, failure in failures.items()
+                if not failure.timed_out
+            ],
+            ms={step: 1e3 * float(seconds) for step, seconds in steps.items()},
+        )
+
+    async def _ask_shards(
+        self, batch: _Batch, vectors: np.ndarray, deadline: float
+    ) -> dict[int, ShardAnswer | Failure]:
+        """The best of each shard that may have some. Raises InputError that a shard raises."""
+        served = batch.served
         query = ShardQuery(
             version=served.manifest.version,
             embeddings=vectors,
             k=batch.k,
             nprobe=batch.nprobe,
             k_factor=batch.k_factor,
-            filter=batch.filter,
-            columns=batch.columns,
+            filter=None if batch.filter is None else batch.filter.spec,
             trace=trace_headers(),
         )
         asked = [
@@ -254,35 +300,65 @@ class Engine:
             and (batch.filter is None or any(map(batch.filter.may_match, shard.files)))
         ]
         answers = await self._fanout.ask_all(
-            lambda shard: self._shards.search(shard, query),
+            lambda shard: self._shards.search(shard, query, deadline),
             asked,
-            time.monotonic() + batch.timeout_ms / 1e3,
+            deadline,
             kind=_kind(batch, len(vectors)),
         )
-        clock.append(time.perf_counter())
         for answer in answers:
             if isinstance(answer, Failure) and answer.refused:
                 raise InputError(answer.reason)
-        answered = [True] * len(served.shards)
-        for number, answer in zip(asked, answers, strict=True):
-            answered[number] = not isinstance(answer, Failure)
-        good = [answer for answer in answers if not isinstance(answer, Failure)]
-        hits = merge_hits(good, batch.k, batch.columns) if good else [[] for _ in vectors]
-        clock.append(time.perf_counter())
-        steps = dict(zip(("embed", "search", "merge"), np.diff(clock), strict=True))
-        for step, seconds in steps.items():
-            STEP_SECONDS.labels(step=step).observe(seconds, exemplar())
-        return _Found(
-            hits=hits,
-            coverage=coverage([shard.rows for shard in served.shards], answered),
-            timed_out=any(isinstance(a, Failure) and a.timed_out for a in answers),
-            failed=[
-                ShardFailure(shard=number, reason=answer.reason)
-                for number, answer in zip(asked, answers, strict=True)
-                if isinstance(answer, Failure) and not answer.timed_out
-            ],
-            ms={step: 1e3 * float(seconds) for step, seconds in steps.items()},
+        return dict(zip(asked, answers, strict=True))
+
+    async def _name_winners(
+        self,
+        batch: _Batch,
+        queries: int,
+        answers: dict[int, ShardAnswer | Failure],
+        deadline: float,
+    ) -> list[list[Hit]]:
+        """Merge the answers, and ask the shards that hold winners for their ids and columns.
+
+        One that can no longer say them has not answered: its Failure takes the place of its
+        answer, and the others win.
+        """
+        while True:
+            good = [answer for answer in answers.values() if isinstance(answer, ShardAnswer)]
+            if not good:
+                return [[] for _ in range(queries)]
+            scores, ordinals = winners(good, batch.k)
+            names = None if batch.columns else names_of(good)
+            if names is None:
+                rows = np.unique(ordinals[ordinals != MISSING])
+                names, lost = await self._take(batch, rows, deadline)
+                answers.update(lost)
+                if lost:
+                    continue
+            return to_hits(scores, ordinals, names, batch.columns)
+
+    async def _take(
+        self, batch: _Batch, rows: np.ndarray, deadline: float
+    ) -> tuple[dict[int, Sequence[Any]], dict[int, Failure]]:
+        """Id and columns of the rows (n,), ascending ordinals; and the shards that did not say."""
+        version, shards = batch.served.manifest.version, batch.served.shards
+        filled = [number for number, shard in enumerate(shards) if shard.rows]
+        starts = np.searchsorted(rows, [shards[number].base for number in filled])
+        parts = dict(zip(filled, np.split(rows, starts[1:]), strict=True))
+        parts = {number: part for number, part in parts.items() if len(part)}
+        tables = await self._fanout.ask_all(
+            lambda shard: self._shards.take(shard, version, parts[shard], batch.columns, deadline),
+            list(parts),
+            deadline,
+            kind=("take", len(rows).bit_length() // 3, bool(batch.columns)),
         )
+        names: dict[int, Sequence[Any]] = {}
+        lost: dict[int, Failure] = {}
+        for (number, part), table in zip(parts.items(), tables, strict=True):
+            if isinstance(table, Failure):
+                lost[number] = table
+            else:
+                names |= names_in(part, table)
+        return names, lost
 
 
 def _kind(batch: _Batch, queries: int) -> Hashable:

@@ -1,6 +1,7 @@
-"""From the answers of shards to hits: merge, then look up the winners' ids and columns."""
+"""From the answers of shards to hits: merge, then name the winners."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,31 +12,49 @@ from dq_cluster.search.values import to_json
 from dq_cluster.serve.api import Hit
 
 
-def merge_hits(answers: Sequence[ShardAnswer], k: int, columns: tuple[str, ...]) -> list[list[Hit]]:
-    """Merge the shards' answers, re-rank, and look up id and columns of the winners."""
+def winners(answers: Sequence[ShardAnswer], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best of all shards: scores and ordinals, both (n, k); by the second scores where
+    the shards have some."""
     refined = [
         (a.scores, a.ordinals, a.second_scores) for a in answers if a.second_scores is not None
     ]
     if refined:
-        scores, ordinals, places = rerank(refined, k)
+        scores, ordinals, _ = rerank(refined, k)
     else:
-        scores, ordinals, places = merge([(a.scores, a.ordinals) for a in answers], k)
-    # Shards send rows for the places they filled, in order: number those over all shards.
-    filled = [a.ordinals != MISSING for a in answers]
-    numbers, start = [], 0
-    for mask in filled:
-        numbers.append(np.where(mask, start + np.cumsum(mask).reshape(mask.shape) - 1, -1))
-        start += int(mask.sum())
-    winners = np.take_along_axis(np.hstack(numbers), places, axis=1)
-    present = ordinals != MISSING
-    tables = [a.rows for a in answers if a.rows.num_rows]
-    if not tables:
-        return [[] for _ in scores]
-    rows = pa.concat_tables(tables).take(pa.array(winners[present]))
-    values = zip(*(to_json(rows.column(name)) for name in ("id", *columns)), strict=True)
-    hits = [
-        Hit(id, score, dict(zip(columns, more, strict=True)))
-        for score, (id, *more) in zip(scores[present].tolist(), values, strict=True)
-    ]
-    ends = np.cumsum(present.sum(axis=1))
-    return [hits[end - count : end] for end, count in zip(ends, present.sum(axis=1), strict=True)]
+        scores, ordinals, _ = merge([(a.scores, a.ordinals) for a in answers], k)
+    return scores, ordinals
+
+
+def names_of(answers: Sequence[ShardAnswer]) -> dict[int, Sequence[Any]] | None:
+    """The id of every row in the answers, by ordinal; None where some answer has no ids."""
+    names: dict[int, Sequence[Any]] = {}
+    for answer in answers:
+        if answer.ids is None:
+            return None
+        filled = answer.ordinals[answer.ordinals != MISSING]
+        names.update(zip(filled.tolist(), ((id,) for id in answer.ids), strict=True))
+    return names
+
+
+def names_in(ordinals: np.ndarray, rows: pa.Table) -> dict[int, Sequence[Any]]:
+    """Id and columns, as JSON says them, of `rows`, by their ordinals (n,)."""
+    values = zip(*map(to_json, rows.columns), strict=True)
+    return dict(zip(ordinals.tolist(), values, strict=True))
+
+
+def to_hits(
+    scores: np.ndarray,
+    ordinals: np.ndarray,
+    names: Mapping[int, Sequence[Any]],
+    columns: Sequence[str],
+) -> list[list[Hit]]:
+    """The hits of each query, from the winners' scores and ordinals (n, k); `names` knows all."""
+    hits = []
+    for some_scores, some_ordinals in zip(scores.tolist(), ordinals.tolist(), strict=True):
+        found = []
+        for score, ordinal in zip(some_scores, some_ordinals, strict=True):
+            if ordinal != MISSING:
+                id, *more = names[ordinal]
+                found.append(Hit(id, score, dict(zip(columns, more, strict=True))))
+        hits.append(found)
+    return hits

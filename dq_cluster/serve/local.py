@@ -3,6 +3,9 @@
 import asyncio
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
+
 from dq_cluster.errors import DqError
 from dq_cluster.index.catalog import Index
 from dq_cluster.search.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
@@ -27,13 +30,24 @@ class _LocalShards:
     def __init__(self, held: Held[_Loaded]) -> None:
         self._held = held
 
-    async def search(self, shard: int, query: ShardQuery) -> ShardAnswer:
+    async def search(self, shard: int, query: ShardQuery, deadline: float) -> ShardAnswer:
         loaded = await self._held.get(query.version)
         return await asyncio.to_thread(loaded.shards[shard].search, query)
 
-    async def find(self, shard: int, version: int, id: int | str) -> Item | None:
+    async def find(self, shard: int, version: int, id: int | str, deadline: float) -> Item | None:
         loaded = await self._held.get(version)
         return await asyncio.to_thread(loaded.shards[shard].find, id)
+
+    async def take(
+        self,
+        shard: int,
+        version: int,
+        ordinals: np.ndarray,
+        columns: tuple[str, ...],
+        deadline: float,
+    ) -> pa.Table:
+        loaded = await self._held.get(version)
+        return await asyncio.to_thread(loaded.shards[shard].take, ordinals, columns)
 
 
 class LocalService:
@@ -67,9 +81,9 @@ class LocalService:
 
     async def refresh(self, version: int | None) -> IndexInfo:
         """Raises NotFoundError, or IntegrityError saying why a version was refused."""
-        target = await asyncio.to_thread(self._index.current) if version is None else version
-        await asyncio.to_thread(self._index.manifest, target)
-        async with self._refreshing:
+        async with self._refreshing:  # in the order of the calls: the last one decides
+            target = await asyncio.to_thread(self._index.current) if version is None else version
+            await asyncio.to_thread(self._index.manifest, target)
             try:
                 served = (await self._held.get(target)).served
             except DqError as error:

@@ -1,8 +1,9 @@
-"""What the keeper of versions must not forget, in the store of the Ray cluster (its GCS).
+"""What an application must not forget, in the store of the Ray cluster (its GCS).
 
 It outlives every process of the application, and the head node where Ray keeps the store in Redis.
 """
 
+import secrets
 from dataclasses import dataclass
 
 from ray.experimental import internal_kv
@@ -30,3 +31,14 @@ class ClusterMemory:
     @property
     def _key(self) -> str:
         return f"served/{self.name}"
+
+
+def shared_secret() -> bytes:
+    """A secret that every process of this Ray cluster can read, made by the first that asks.
+
+    Whoever may read the store may run code in the cluster, so it is as safe as Ray's own token.
+    Waits for the cluster's head and raises RayError where it does not answer.
+    """
+    key = "secret"
+    internal_kv._internal_kv_put(key, secrets.token_hex(32), overwrite=False, namespace=_NAMESPACE)
+    return bytes(internal_kv._internal_kv_get(key, namespace=_NAMESPACE))

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import faiss
+import ray
 from ray import serve
 
-from dq_cluster.errors import DqError, InputError, IntegrityError, StorageError
+from dq_cluster.errors import DqError, IntegrityError, StorageError
 from dq_cluster.index.catalog import Index
 from dq_cluster.observe.exporter import expose
 from dq_cluster.observe.log import configure_logging
@@ -22,14 +23,28 @@ from dq_cluster.observe.metrics import (
     timed,
 )
 from dq_cluster.observe.tracing import span
-from dq_cluster.search.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
+from dq_cluster.search.shard import LoadedShard, load_shard
 from dq_cluster.serve.config import ServeSettings
-from dq_cluster.serve.fanout import Failure
 from dq_cluster.serve.held import Held
+from dq_cluster.serve.memory import shared_secret
+from dq_cluster.serve.wire.frames import Kind
+from dq_cluster.serve.wire.link import Address
+from dq_cluster.serve.wire.messages import (
+    Body,
+    pack_answer,
+    pack_item,
+    pack_table,
+    unpack_find,
+    unpack_query,
+    unpack_take,
+)
+from dq_cluster.serve.wire.server import ShardServer
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+# Scanning so many takes about as long as handing the work to another thread and back.
+_QUICK_CODES = 1 << 19
 KEEPER = "Versions"  # the name of VersionKeeper's deployment
 
 
@@ -56,6 +71,10 @@ class ShardReplica:
             if refused:
                 raise refused
             loaded, wanted = wanted, await keeper.serving.remote()
+        handlers = {Kind.SEARCH: self._search, Kind.FIND: self._find, Kind.TAKE: self._take}
+        secret = await asyncio.to_thread(shared_secret)
+        self._server = ShardServer(handlers, secret, hide=self._index.storage.uri)
+        self._address = await self._server.listen(ray.util.get_node_ip_address())
 
     async def load(self, version: int) -> DqError | None:
         """Load a version beside those held. Returns why it was refused, or None."""
@@ -86,23 +105,41 @@ class ShardReplica:
         """Forget every version but those in `keep`."""
         self._held.release(keep)
 
-    async def search(self, query: ShardQuery) -> ShardAnswer | Failure:
-        """The shard's best for a batch of queries."""
+    async def address(self) -> Address:
+        """Where routers reach this replica."""
+        return self._address
+
+    async def __del__(self) -> None:
+        self._server.close()
+
+    async def _search(self, body: Body) -> bytes:
+        query = unpack_query(body)
         traced = span("shard", query.trace, shard=self._number, version=query.version)
         with traced, timed(SHARD_SEARCH_SECONDS.labels(shard=self._number)):
-            return await self._answer(query.version, lambda shard: shard.search(query))
+            answer = await self._run(
+                query.version,
+                lambda shard: shard.search(query),
+                lambda shard: shard.searcher.rows * len(query.embeddings) <= _QUICK_CODES,
+            )
+        return pack_answer(answer)
 
-    async def find(self, version: int, id: int | str) -> Item | Failure | None:
-        """The row of an id."""
-        return await self._answer(version, lambda shard: shard.find(id))
+    async def _find(self, body: Body) -> bytes:
+        version, id = unpack_find(body)
+        return pack_item(await self._run(version, lambda shard: shard.find(id)))
 
-    async def _answer(self, version: int, work: Callable[[LoadedShard], T]) -> T | Failure:
+    async def _take(self, body: Body) -> bytes:
+        version, ordinals, columns = unpack_take(body)
+        return pack_table(await self._run(version, lambda shard: shard.take(ordinals, columns)))
+
+    async def _run(
+        self,
+        version: int,
+        work: Callable[[LoadedShard], T],
+        quick: Callable[[LoadedShard], bool] = lambda shard: False,
+    ) -> T:
         # A replica that started during a switch missed the call to load. While it catches up, the
         # router's second request goes to another one.
-        try:
-            shard = await self._held.get(version)
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, shard)
-        except DqError as error:
-            # It goes to callers, who need not know where the index lies.
-            why = str(error).replace(self._index.storage.uri, "<index>")
-            return Failure(why, refused=isinstance(error, InputError))
+        shard = await self._held.get(version)
+        if quick(shard):
+            return work(shard)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, shard)

@@ -17,21 +17,23 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.observe.exporter import expose
 from dq_cluster.observe.log import configure_logging
 from dq_cluster.observe.metrics import INDEX_VERSION
-from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.api import IndexInfo, SearchRequest, SearchResponse, VersionInfo
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.engine import Engine
-from dq_cluster.serve.fanout import Failure
 from dq_cluster.serve.grpc import GrpcService
 from dq_cluster.serve.http import make_api
 from dq_cluster.serve.keeper import FOLLOW_S
 from dq_cluster.serve.local import list_versions
+from dq_cluster.serve.memory import shared_secret
 from dq_cluster.serve.security import Guard, read_keys
 from dq_cluster.serve.served import Served
 from dq_cluster.serve.versions import still_serving
+from dq_cluster.serve.wire.link import Address
+from dq_cluster.serve.wire.replicas import Replicas
 from dq_cluster.v1 import search_pb2 as pb
 
 logger = logging.getLogger(__name__)
+_LOOK_S = 5.0  # how long replicas may take to say where they listen
 
 
 @serve.ingress()
@@ -53,7 +55,10 @@ class Router:
         while served is None or wanted != served.manifest.version:
             served = await self._load(wanted, served)
             wanted = await self._keeper.follow.remote(self._name, frozenset({wanted}))
-        self._engine = Engine(served, settings, _Replicas(shards))
+        secret = await asyncio.to_thread(shared_secret)
+        self._engine = Engine(
+            served, settings, Replicas([_Places(each) for each in shards], secret)
+        )
         INDEX_VERSION.set(wanted)
         self._turning: asyncio.Task[None] | None = None
         self._following = asyncio.ensure_future(self._follow_forever())
@@ -156,18 +161,14 @@ class Router:
             logger.warning("cannot follow the served version", extra={"why": repr(error)})
 
 
-class _Replicas:
-    """The shards behind Serve's handles, for the engine."""
+class _Places:
+    """Where the replicas of a shard listen, asked over Serve's handle."""
 
-    def __init__(self, shards: Sequence[DeploymentHandle]) -> None:
-        # Plain data both ways: cloudpickle would only cost time, more than a small search does.
-        self._shards = [
-            shard.options(request_serialization="pickle", response_serialization="pickle")
-            for shard in shards
-        ]
+    def __init__(self, shard: DeploymentHandle) -> None:
+        self._shard = shard
 
-    async def search(self, shard: int, query: ShardQuery) -> ShardAnswer | Failure:
-        return await self._shards[shard].search.remote(query)
-
-    async def find(self, shard: int, version: int, id: int | str) -> Item | Failure | None:
-        return await self._shards[shard].find.remote(version, id)
+    async def addresses(self) -> Sequence[Address]:
+        found = await self._shard.broadcast("address").results_async(
+            timeout_s=_LOOK_S, return_exceptions=True
+        )
+        return [tuple(each) for each in found if not isinstance(each, BaseException)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 BINARY = Path(sys.executable).parent / "dq-cluster"
-IMAGES = 800
+IMAGES = 600
 
 
 def demo(folder: Path) -> subprocess.Popen[str]:

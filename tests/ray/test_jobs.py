@@ -1,4 +1,4 @@
-"""Jobs submitted with `ray job submit --working-dir .` to a cluster that runs already, twice."""
+"""Jobs submitted with `ray job submit --working-dir .` to a cluster that runs already."""
 
 import contextlib
 import json
@@ -124,17 +124,19 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# A flat version, and one with cells and second codes.
+FLAT, CELLS = (0, 0), (4, 64)
+
+
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    "serve", [(2,), pytest.param((1, 2), marks=pytest.mark.slow)], ids=["the second", "both"]
+    "kinds", [[CELLS], pytest.param([FLAT, CELLS], marks=pytest.mark.slow)], ids=["once", "twice"]
 )
-def test_train_encode_serve_twice(
-    head: Head, features: Path, tmp_path: Path, serve: tuple[int, ...]
+def test_train_encode_serve(
+    head: Head, features: Path, tmp_path: Path, kinds: list[tuple[int, int]]
 ) -> None:
     index = Index.at(str(tmp_path / "index"))
-    for attempt in (1, 2):
-        # First a flat version, then one with cells and second codes.
-        nlist, refine_bits = 4 * (attempt - 1), 64 * (attempt - 1)
+    for attempt, (nlist, refine_bits) in enumerate(kinds, 1):
         head.submit(
             "python", "jobs/train.py", "--config", "configs/laptop/train.yaml",
             f"index={index.storage.uri}", f"features={features}", f"name=run{attempt}",
@@ -154,8 +156,7 @@ def test_train_encode_serve_twice(
         assert index.manifest().rows == ROWS
         assert index.manifest().geometry.nlist == nlist
         assert index.manifest().geometry.refine_m * 8 == refine_bits
-        if attempt in serve:
-            _serve_and_search(head, index, attempt)
+        _serve_and_search(head, index, attempt)
     asked = {"index": index.storage.uri, "database": str(features), "queries": str(features)}
     measured = evaluate_version(EvaluateSettings(**asked, max_queries=300))
     assert measured["recall@10 re-ranked"] > measured["recall@10"]

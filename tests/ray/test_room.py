@@ -73,7 +73,10 @@ def test_what_is_taken_is_waited_for(
     assert caplog.messages[0].endswith(" s left")
 
 
-def test_a_report_reaches_the_log(ours: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_report_reaches_the_log(
+    ours: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dq_cluster.encode.reports._EVERY_S", 600)  # only at the end
     with spoken([Need("encoders", 2, {"CPU": LOGICAL_CPUS})]) as reports:
         ray.get([reports.failed.remote(n, "StorageError: gone") for n in (3, 3, 1)])
     assert caplog.messages == [

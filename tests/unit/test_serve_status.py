@@ -275,9 +275,9 @@ def test_more_candidates_than_allowed_are_refused_with_the_numbers(tmp_path: Pat
         sizes: set[int] = set()
         shards, search = service._engine._shards, service._engine._shards.search
 
-        async def watched(shard: int, query: Any) -> Any:
+        async def watched(shard: int, query: Any, deadline: float) -> Any:
             sizes.add(len(query.embeddings) * query.k * query.k_factor)
-            return await search(shard, query)
+            return await search(shard, query, deadline)
 
         shards.search = watched  # type: ignore[method-assign]
         each = parse_request({"embeddings": [[0.0] * 16] * 3, "k": 100, "k_factor": 10})
@@ -299,10 +299,10 @@ def test_an_id_in_a_shard_that_does_not_answer_is_not_absent(tmp_path: Path) -> 
     service = LocalService(ServeSettings(index=uri, shards=2))
     find = service._engine._shards.find
 
-    async def broken(shard: int, version: int, id: int | str) -> Any:
+    async def broken(shard: int, version: int, id: int | str, deadline: float) -> Any:
         if shard == 1:
             raise ConnectionError("the replica died")
-        return await find(shard, version, id)
+        return await find(shard, version, id, deadline)
 
     service._engine._shards.find = broken  # type: ignore[method-assign]
     with pytest.raises(UnavailableError, match="shard 1 did not answer"):

@@ -104,12 +104,12 @@ def _search(
     with torch.no_grad():
         embedding = network.embed(torch.from_numpy(queries)).numpy()
     candidates = _RECALL_AT * k_factor
-    scores, ordinals = Searcher.load(index, manifest).search(embedding, max(k, candidates))
-    refiner = Refiner.load(index, manifest)
-    if refiner is None:
+    shard = load_whole(index, manifest)
+    scores, ordinals = shard.searcher.search(embedding, max(k, candidates))
+    if shard.refiner is None:
         return ordinals[:, :k], None
     first = scores[:, :candidates], ordinals[:, :candidates]
-    second = refiner.scores(embedding, first[1])
+    second = shard.refiner.scores(embedding, first[1])
     return ordinals[:, :k], rerank([(*first, second)], _RECALL_AT)[1]
 
 

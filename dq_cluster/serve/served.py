@@ -61,7 +61,7 @@ class Served:
             )
             embedder = Embedder(index.storage, manifest.model, decode)
         schema = row_schema(index.storage, manifest)
-        shards = plan_shards(manifest.files, settings.shards)
+        shards = plan_shards(manifest, settings.shards)
         return cls(manifest, schema, shards, embedder, limits)
 
     def k_factor(self, asked: int | None, usual: int) -> int:

@@ -1,0 +1,145 @@
+"""Ways to find candidates in the segments of a shard with faiss: all rows, or some.
+
+Each has `rows`, how many there are to find, and `search(queries (n, dim), depth)`, which returns
+faiss' scores and the rows of the shard that have them, both (n, depth), best first; MISSING where
+there are no more. Those without cells have `every`, all rows (rows,) that there are.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import faiss
+import numpy as np
+
+from dq_cluster.search import faiss_index
+from dq_cluster.search.codebooks import Codebooks
+from dq_cluster.search.codes import Codes
+from dq_cluster.search.merge import MISSING
+from dq_cluster.search.selection import Selection
+
+Found: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+
+class Flat:
+    """Every row of segments without cells."""
+
+    def __init__(self, segments: Sequence[Codes], codebooks: Codebooks) -> None:
+        self.rows = sum(map(len, segments))
+        self._index = faiss.IndexShards(codebooks.geometry.dim, False, True)
+        for segment in segments:
+            if len(segment):
+                self._index.add_shard(segment.index)
+
+    def search(self, queries: np.ndarray, depth: int) -> Found:
+        return self._index.search(queries, depth)
+
+    def every(self) -> np.ndarray:
+        return np.arange(self.rows)
+
+
+class SelectedFlat:
+    """The selected rows of segments without cells.
+
+    faiss' flat PQ indexes take no selector, so the selected codes are copied into indexes of their
+    own, one for each segment. They are kept if `keep`, or else made again for every search, one at
+    a time.
+    """
+
+    def __init__(
+        self, segments: Sequence[Codes], codebooks: Codebooks, selection: Selection, *, keep: bool
+    ) -> None:
+        self.rows = selection.count
+        self._segments, self._codebooks, self._selection = segments, codebooks, selection
+        self._kept = list(self._indexes()) if keep else None
+        self._ip = codebooks.geometry.metric == "ip"
+
+    def search(self, queries: np.ndarray, depth: int) -> Found:
+        indexes = self._indexes() if self._kept is None else self._kept
+        answers = []
+        for index, rows in indexes:
+            scores, labels = index.search(queries, depth)
+            answers.append((scores, np.where(labels == MISSING, MISSING, rows[labels].astype(np.int64))))
+        return _merged(answers, depth, ip=self._ip)
+
+    def every(self) -> np.ndarray:
+        return self._selection.every()
+
+    def _indexes(self) -> Iterable[tuple[faiss.Index, np.ndarray]]:
+        """An index for each segment that has selected rows, and these rows of the shard."""
+        start = 0
+        for number, segment in enumerate(self._segments):
+            rows = np.flatnonzero(self._selection.keeps(number))
+            if len(rows):
+                codes = segment.codes[rows]
+                index = faiss_index.flat(codes, self._codebooks.words, self._codebooks.geometry)
+                yield index, (start + rows).astype(np.uint32)
+            start += len(segment)
+
+
+class Cells:
+    """The rows in the `nprobe` cells nearest to a query, or the selected ones among them."""
+
+    def __init__(
+        self,
+        segments: Sequence[Codes],
+        codebooks: Codebooks,
+        nprobe: int,
+        selection: Selection | None = None,
+    ) -> None:
+        self.rows = sum(map(len, segments))
+        self._segments, self._nprobe, self._selection = segments, nprobe, selection
+        self._coarse, self._ip = codebooks.coarse, codebooks.geometry.metric == "ip"
+
+    def search(self, queries: np.ndarray, depth: int) -> Found:
+        distances, cells = self._coarse.search(queries, self._nprobe)
+        answers, start = [], 0
+        for number, segment in enumerate(self._segments):
+            if len(segment):
+                scores, labels = segment.index.search_preassigned(
+                    queries, depth, cells, distances, params=self._parameters(number)
+                )
+                answers.append((scores, np.where(labels == MISSING, MISSING, start + labels)))
+            start += len(segment)
+        return _merged(answers, depth, ip=self._ip)
+
+    def _parameters(self, segment: int) -> faiss.SearchParametersIVF:
+        if self._selection is None:
+            return faiss.SearchParametersIVF(nprobe=self._nprobe)
+        selector = faiss.IDSelectorBitmap(self._selection.bits(segment))
+        return faiss.SearchParametersIVF(nprobe=self._nprobe, sel=selector)
+
+
+class OnGpu:
+    """Like `Flat` or `Cells`, on a GPU."""
+
+    def __init__(self, segments: Sequence[Codes], codebooks: Codebooks, nprobe: int) -> None:
+        self.rows = sum(map(len, segments))
+        self._segments, self._nprobe = segments, nprobe
+        self._ip = codebooks.geometry.metric == "ip"
+
+    def reach(self, depth: int) -> bool:
+        """Whether a GPU can answer such a search."""
+        return all(
+            segment.lists is not None and segment.lists.reach(depth, self._nprobe)
+            for segment in self._segments
+        )
+
+    def search(self, queries: np.ndarray, depth: int) -> Found:
+        answers, start = [], 0
+        for segment in self._segments:
+            if segment.lists is not None and len(segment):
+                scores, labels = segment.lists.search(queries, depth, self._nprobe)
+                answers.append((scores, np.where(labels == MISSING, MISSING, start + labels)))
+            start += len(segment)
+        return _merged(answers, depth, ip=self._ip)
+
+
+def _merged(answers: Sequence[Found], depth: int, *, ip: bool) -> Found:
+    """The best `depth` by faiss' scores."""
+    if len(answers) == 1:
+        return answers[0]
+    scores = np.hstack([scores for scores, _ in answers])
+    rows = np.hstack([rows for _, rows in answers])
+    losses = np.where(rows == MISSING, np.inf, -scores if ip else scores)
+    order = np.argsort(losses, axis=1)[:, :depth]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)

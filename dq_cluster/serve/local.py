@@ -81,9 +81,9 @@ class LocalService:
 
     async def refresh(self, version: int | None) -> IndexInfo:
         """Raises NotFoundError, or IntegrityError saying why a version was refused."""
-        target = await asyncio.to_thread(self._index.current) if version is None else version
-        await asyncio.to_thread(self._index.manifest, target)
-        async with self._refreshing:
+        async with self._refreshing:  # in the order of the calls: the last one decides
+            target = await asyncio.to_thread(self._index.current) if version is None else version
+            await asyncio.to_thread(self._index.manifest, target)
             try:
                 served = (await self._held.get(target)).served
             except DqError as error:

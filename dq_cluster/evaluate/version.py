@@ -19,8 +19,7 @@ from dq_cluster.index.manifest import Manifest
 from dq_cluster.model.bundle import load_model
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.search.merge import merge, rerank
-from dq_cluster.search.refine import Refiner
-from dq_cluster.search.searcher import Searcher
+from dq_cluster.search.shard import load_whole
 
 _BLOCK = 1 << 16  # database rows compared at once
 _RECALL_AT = 10

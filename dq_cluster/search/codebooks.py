@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from dq_cluster.errors import IntegrityError
+from dq_cluster.errors import InputError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import read_card, read_tensors
@@ -39,6 +39,12 @@ class Codebooks:
         if geometry.refine is not None:
             second = Centroids(tensors["refine_codebooks"], geometry.refine)
         return cls(geometry, words, Centroids(words, geometry), coarse, second)
+
+    def nearest_cells(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The cells nearest to each query: faiss' distances and numbers, both (n, count)."""
+        if self.coarse is None:
+            raise InputError("this geometry has no cells")
+        return self.coarse.search(queries, count)
 
     @classmethod
     def load(cls, storage: Storage, manifest: Manifest) -> "Codebooks":

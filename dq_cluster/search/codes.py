@@ -4,6 +4,7 @@ import faiss
 import numpy as np
 
 from dq_cluster.errors import InputError
+from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, read_codes
 from dq_cluster.index.manifest import Manifest
@@ -37,9 +38,7 @@ class Codes:
         elif not geometry.nlist:
             self.index = faiss_index.flat(codes, codebooks.words, geometry)
         elif cells is not None and codebooks.coarse is not None:
-            self.index = faiss_index.ivf(
-                codes, cells, codebooks.words, codebooks.coarse, geometry
-            )
+            self.index = faiss_index.ivf(codes, cells, codebooks.words, codebooks.coarse, geometry)
         else:
             raise InputError("an IVF geometry needs the cells and the coarse centroids")
 
@@ -64,7 +63,7 @@ class Codes:
         the temporary file has no room.
         """
         geometry, flat = manifest.geometry, None
-        if geometry.nbits == 8 and not geometry.nlist:
+        if not _is_mapped(geometry):
             flat = faiss_index.unfilled(segment.rows, codebooks.words, geometry)
             codes = faiss_index.codes_of(flat)
         else:
@@ -79,7 +78,7 @@ class Codes:
                 for stored, found in read_codes(file, geometry, local):
                     here = slice(row, row + len(stored))
                     codes[here] = stored
-                    if cells is not None:
+                    if cells is not None and found is not None:
                         cells[here] = found
                     row = here.stop
         lists = None
@@ -87,6 +86,15 @@ class Codes:
             lists = Lists(codes, codebooks, cells)
             lists.to_gpu()
         return cls(codes, codebooks, cells, index=flat, lists=lists)
+
+
+def scratch_bytes(geometry: CodeGeometry) -> int:
+    """What the codes of a row, the second one too, take of the folder for temporary files."""
+    return _is_mapped(geometry) * geometry.code_size + geometry.refine_m
+
+
+def _is_mapped(geometry: CodeGeometry) -> bool:
+    return geometry.nbits == 4 or geometry.nlist > 0
 
 
 def _mapped(rows: int, width: int) -> np.ndarray:

@@ -24,8 +24,8 @@ _LIST_ROWS = 1 << 16  # of a piece: enough lists to fill a GPU, few enough table
 class Lists:
     """Codes in an IVFPQ index whose centroids are zero, and what says which lists to scan.
 
-    codes (n, code_size) uint8; with cells also cells (n,). Searched by one thread at a time, whoever
-    calls: the resources of a GPU are not for several.
+    codes (n, code_size) uint8; with cells also cells (n,). Searched by one thread at a time,
+    whoever calls: the resources of a GPU are not for several.
     """
 
     def __init__(
@@ -58,9 +58,7 @@ class Lists:
         """Whether a GPU can answer such a search."""
         return depth <= _MAX_DEPTH and self._probes(nprobe) <= _MAX_PROBES
 
-    def search(
-        self, queries: np.ndarray, depth: int, nprobe: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, depth: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
         """faiss' scores and labels, both (n, depth), of queries (n, dim); labels count the codes.
 
         nprobe: how many of the nearest cells are looked into; 0, or without cells: all lists.

@@ -53,8 +53,10 @@ class IdIndex:
         for start, piece in zip(self._starts, self._pieces, strict=False):
             a, b = max(first - start, 0), min(last - start, len(piece))
             if a < b:
-                plain = isinstance(piece, PlainColumn)
-                found.append(_keys_of(piece.slice(a, b - a)) if plain else _keys(piece[a:b]))
+                if isinstance(piece, PlainColumn):
+                    found.append(_keys_of(piece.slice(a, b - a)))
+                else:
+                    found.append(_keys(piece[a:b]))
         return np.concatenate(found)
 
 

@@ -10,8 +10,6 @@ from dq_cluster.errors import InputError
 from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.search.segments import Segment, cut
 
-_SLACK = 0.02  # by which a shard may exceed its share before a segment goes elsewhere
-
 
 class Places:
     """Rows of a shard, counted through its segments, and their ordinals in the version.
@@ -102,8 +100,8 @@ def place(segments: Sequence[Segment], count: int) -> list[int]:
             first, other = homes[number], new
             if _mixed(hashes[number], new) * (new + 1) < 1 << 64:
                 first, other = other, first
-            over = (loads[first] + segment.rows) * (new + 1) > (1 + _SLACK) * seen
-            if over and loads[other] < loads[first]:
+            over = (loads[first] + segment.rows) * (new + 1) > seen
+            if over and (loads[other], other) < (loads[first], first):
                 first = other
             homes[number] = first
             loads[first] += segment.rows
@@ -112,11 +110,15 @@ def place(segments: Sequence[Segment], count: int) -> list[int]:
 
 def owners(shards: Sequence[Shard], ordinals: np.ndarray) -> np.ndarray:
     """The numbers (n,) of the shards that have the rows `ordinals` (n,)."""
-    bases = np.concatenate([np.asarray(shard.bases, np.int64) for shard in shards])
-    numbers = np.repeat(np.arange(len(shards)), [len(shard.bases) for shard in shards])
-    # A segment without rows begins where the next one does, which comes after it.
-    order = np.argsort(bases, kind="stable")
-    return numbers[order][bases[order].searchsorted(ordinals, side="right") - 1]
+    # A segment without rows has none of them.
+    places = [
+        (base, number)
+        for number, shard in enumerate(shards)
+        for base, segment in zip(shard.bases, shard.segments, strict=True)
+        if segment.rows
+    ]
+    bases, numbers = np.array(sorted(places), np.int64).T
+    return numbers[bases.searchsorted(ordinals, side="right") - 1]
 
 
 def _hash(segment: Segment) -> int:

@@ -2,11 +2,11 @@
 
 Each has `rows`, how many there are to find, and `search(queries (n, dim), depth)`, which returns
 faiss' scores and the rows of the shard that have them, both (n, depth), best first; MISSING where
-there are no more. Those without cells have `every`, all rows (rows,) that there are.
+there are no more.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import faiss
 import numpy as np
@@ -18,6 +18,12 @@ from dq_cluster.search.merge import MISSING
 from dq_cluster.search.selection import Selection
 
 Found: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+
+class Scan(Protocol):
+    rows: int
+
+    def search(self, queries: np.ndarray, depth: int) -> Found: ...
 
 
 class Flat:
@@ -32,9 +38,6 @@ class Flat:
 
     def search(self, queries: np.ndarray, depth: int) -> Found:
         return self._index.search(queries, depth)
-
-    def every(self) -> np.ndarray:
-        return np.arange(self.rows)
 
 
 class SelectedFlat:
@@ -58,11 +61,9 @@ class SelectedFlat:
         answers = []
         for index, rows in indexes:
             scores, labels = index.search(queries, depth)
-            answers.append((scores, np.where(labels == MISSING, MISSING, rows[labels].astype(np.int64))))
+            found = rows[labels].astype(np.int64)
+            answers.append((scores, np.where(labels == MISSING, MISSING, found)))
         return _merged(answers, depth, ip=self._ip)
-
-    def every(self) -> np.ndarray:
-        return self._selection.every()
 
     def _indexes(self) -> Iterable[tuple[faiss.Index, np.ndarray]]:
         """An index for each segment that has selected rows, and these rows of the shard."""
@@ -88,15 +89,15 @@ class Cells:
     ) -> None:
         self.rows = sum(map(len, segments))
         self._segments, self._nprobe, self._selection = segments, nprobe, selection
-        self._coarse, self._ip = codebooks.coarse, codebooks.geometry.metric == "ip"
+        self._codebooks, self._ip = codebooks, codebooks.geometry.metric == "ip"
 
     def search(self, queries: np.ndarray, depth: int) -> Found:
-        distances, cells = self._coarse.search(queries, self._nprobe)
+        distances, cells = self._codebooks.nearest_cells(queries, self._nprobe)
         answers, start = [], 0
         for number, segment in enumerate(self._segments):
             if len(segment):
-                scores, labels = segment.index.search_preassigned(
-                    queries, depth, cells, distances, params=self._parameters(number)
+                scores, labels = _in_cells(
+                    segment.index, queries, depth, distances, cells, self._parameters(number)
                 )
                 answers.append((scores, np.where(labels == MISSING, MISSING, start + labels)))
             start += len(segment)
@@ -132,6 +133,24 @@ class OnGpu:
                 answers.append((scores, np.where(labels == MISSING, MISSING, start + labels)))
             start += len(segment)
         return _merged(answers, depth, ip=self._ip)
+
+
+def _in_cells(
+    index: faiss.IndexIVF,
+    queries: np.ndarray,
+    depth: int,
+    distances: np.ndarray,
+    cells: np.ndarray,
+    parameters: faiss.SearchParametersIVF,
+) -> Found:
+    """faiss' search_preassigned with parameters, which its Python wrapper does not take."""
+    scores = np.empty((len(queries), depth), np.float32)
+    labels = np.empty((len(queries), depth), np.int64)
+    pointers = (faiss.swig_ptr(array) for array in (cells, distances, scores, labels))
+    index.search_preassigned_c(
+        len(queries), faiss.swig_ptr(queries), depth, *pointers, False, parameters
+    )
+    return scores, labels
 
 
 def _merged(answers: Sequence[Found], depth: int, *, ip: bool) -> Found:

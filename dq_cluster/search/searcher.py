@@ -20,7 +20,7 @@ from dq_cluster.search.codes import Codes
 from dq_cluster.search.exact import ExactScores
 from dq_cluster.search.merge import MISSING, best
 from dq_cluster.search.placement import Places
-from dq_cluster.search.scan import Cells, Flat, OnGpu, SelectedFlat
+from dq_cluster.search.scan import Cells, Flat, OnGpu, Scan, SelectedFlat
 from dq_cluster.search.selection import Selection
 from dq_cluster.search.stacked import Stacked
 
@@ -50,7 +50,8 @@ class Searcher:
     ) -> None:
         sizes = [len(segment) for segment in segments]
         self.geometry = codebooks.geometry
-        self.places = Places(sizes, np.cumsum([0, *sizes])[:-1] if bases is None else bases)
+        bases = np.cumsum([0, *sizes])[:-1].tolist() if bases is None else bases
+        self.places = Places(sizes, bases)
         self.simd = faiss_index.choose_simd(self.geometry)
         self._segments, self._codebooks, self._live = segments, codebooks, live
         self._codes = Stacked([segment.codes for segment in segments], self.geometry.code_size)
@@ -121,7 +122,8 @@ class Searcher:
             found, labels = scan.search(open_queries, depth)
             if depth == scan.rows and not self.geometry.nlist:
                 # Fast-scan leaves out codes of the lowest inner product that it can express.
-                labels = np.tile(scan.every(), (len(pending), 1))
+                every = np.arange(depth) if passing or rows is None else rows.every()
+                labels = np.tile(every, (len(pending), 1))
             worst = found[:, -1] if self.geometry.metric == "ip" else -found[:, -1]
             short = labels[:, -1] == MISSING
             if passing and rows is not None:
@@ -143,12 +145,12 @@ class Searcher:
             depth *= 4
         return scores, ordinals
 
-    def _scan(self, nprobe: int, only: Selection | None, depth: int) -> Cells | Flat | OnGpu | SelectedFlat:
+    def _scan(self, nprobe: int, only: Selection | None, depth: int) -> Scan:
         if only is None and self._listed:
             on_gpu = OnGpu(self._segments, self._codebooks, nprobe)
             if on_gpu.reach(depth):
                 return on_gpu
-        if self.geometry.nlist:
+        if self._flat is None:
             return Cells(self._segments, self._codebooks, nprobe, only)
         if only is None:
             return self._flat

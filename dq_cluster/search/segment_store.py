@@ -14,10 +14,11 @@ from dq_cluster.index.ahead import readers
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.search.codebooks import Codebooks
-from dq_cluster.search.codes import Codes
+from dq_cluster.search.codes import Codes, scratch_bytes
 from dq_cluster.search.refine import load_second_codes
 from dq_cluster.search.segments import Segment
 from dq_cluster.search.stored_rows import StoredRows
+from dq_cluster.storage.scratch import check_scratch
 
 _READERS = 4  # at least: what is read of a segment at once is small, however large it is
 
@@ -72,6 +73,8 @@ class SegmentStore:
             return made
 
         files = [file for segment in segments for file in segment.files]
+        rows = sum(segment.rows for segment in self.missing(manifest, schema, segments))
+        check_scratch(rows * scratch_bytes(manifest.geometry))
         # Two versions at once may need the same segment.
         with self._loading, ThreadPoolExecutor(max(_READERS, readers(files))) as pool:
             _allow_files()

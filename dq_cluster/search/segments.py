@@ -27,8 +27,8 @@ class Segment:
 
     @property
     def name(self) -> tuple[str, ...]:
-        """Names its content: a path is never written twice."""
-        return tuple(file.path for file in self.files)
+        """Names its content: of each file the path and the SHA-256."""
+        return tuple(f"{file.path} {file.sha256}" for file in self.files)
 
     @property
     def rows(self) -> int:

@@ -77,17 +77,17 @@ class LoadedShard:
     def __init__(self, store: SegmentStore, index: Index, manifest: Manifest, shard: Shard) -> None:
         self.manifest, self.shard = manifest, shard
         schema = row_schema(index.storage, manifest)
-        codebooks = Codebooks.load(index.storage, manifest)
+        self.codebooks = codebooks = Codebooks.load(index.storage, manifest)
         # Held as long as this shard is: the store forgets a segment that nobody holds.
-        self._segments = store.get(manifest, schema, shard.segments, codebooks)
+        self.segments = store.get(manifest, schema, shard.segments, codebooks)
         live = live_rows(shard, deleted_ordinals(index.storage, manifest))
-        codes = [segment.codes for segment in self._segments]
+        codes = [segment.codes for segment in self.segments]
         places = shard.places
         self.searcher = Searcher(codes, codebooks, shard.bases, live)
-        self.rows = Rows([segment.rows for segment in self._segments], schema, places, live)
+        self.rows = Rows([segment.rows for segment in self.segments], schema, places, live)
         self.refiner = None
         if codebooks.second is not None:
-            second = [each.second for each in self._segments if each.second is not None]
+            second = [each.second for each in self.segments if each.second is not None]
             self.refiner = Refiner(second, codebooks.second, places)
         self._selections = Selections(self.searcher.room, self.searcher.weight)
 

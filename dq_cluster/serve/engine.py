@@ -21,6 +21,7 @@ from dq_cluster.observe.metrics import STEP_SECONDS
 from dq_cluster.observe.tracing import exemplar, trace_headers
 from dq_cluster.search.filters import Filter, parse_filter
 from dq_cluster.search.merge import MISSING
+from dq_cluster.search.placement import owners
 from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.api import (
     CoverageError,
@@ -341,10 +342,8 @@ class Engine:
     ) -> tuple[dict[int, Sequence[Any]], dict[int, Failure]]:
         """Id and columns of the rows (n,), ascending ordinals; and the shards that did not say."""
         version, shards = batch.served.manifest.version, batch.served.shards
-        filled = [number for number, shard in enumerate(shards) if shard.rows]
-        starts = np.searchsorted(rows, [shards[number].base for number in filled])
-        parts = dict(zip(filled, np.split(rows, starts[1:]), strict=True))
-        parts = {number: part for number, part in parts.items() if len(part)}
+        asked = owners(shards, rows)
+        parts = {int(number): rows[asked == number] for number in np.unique(asked)}
         tables = await self._fanout.ask_all(
             lambda shard: self._shards.take(shard, version, parts[shard], batch.columns, deadline),
             list(parts),

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from dq_cluster.errors import DqError
 from dq_cluster.index.catalog import Index
+from dq_cluster.search.segment_store import SegmentStore
 from dq_cluster.search.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
 from dq_cluster.serve.api import IndexInfo, SearchRequest, SearchResponse, VersionInfo
 from dq_cluster.serve.config import ServeSettings
@@ -58,6 +59,7 @@ class LocalService:
         self.guard = Guard(frozenset(), settings.limits)
         self._settings = settings
         self._index = Index.at(settings.index)
+        self._store = SegmentStore(self._index, gpu=settings.gpus > 0)
         version = self._index.current() if settings.version is None else settings.version
         first = self._load(version)
         self._held: Held[_Loaded] = Held(self._load, {version: first})
@@ -110,7 +112,7 @@ class LocalService:
         allowed, gpu = int(self._settings.memory_gb * 1e9), self._settings.gpus > 0
         count = self._settings.shards
         shards = [
-            load_shard(self._index, version, number, count, allowed, gpu=gpu)
+            load_shard(self._store, self._index, version, number, count, allowed, gpu=gpu)
             for number in range(count)
         ]
         return _Loaded(served, shards)

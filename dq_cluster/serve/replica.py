@@ -23,6 +23,7 @@ from dq_cluster.observe.metrics import (
     timed,
 )
 from dq_cluster.observe.tracing import span
+from dq_cluster.search.segment_store import SegmentStore
 from dq_cluster.search.shard import LoadedShard, load_shard
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.held import Held
@@ -56,6 +57,7 @@ class ShardReplica:
         expose("shard")
         self._settings, self._number = settings, number
         self._index = Index.at(settings.index)
+        self._store = SegmentStore(self._index, gpu=settings.gpus > 0)
         self._held: Held[LoadedShard] = Held(self._read)
         # faiss spreads a batch over the CPUs; a second batch fills what its end leaves idle.
         self._pool = ThreadPoolExecutor(
@@ -88,10 +90,10 @@ class ShardReplica:
         """Raises StorageError where storage is away, and IntegrityError for any other reason."""
         about = {"shard": self._number, "version": version}
         allowed, gpu = int(self._settings.memory_gb * 1e9), self._settings.gpus > 0
-        place = (version, self._number, self._settings.shards)
+        place = (self._index, version, self._number, self._settings.shards)
         try:
             with SHARD_LOAD_SECONDS.labels(shard=self._number).time():
-                shard = load_shard(self._index, *place, allowed, gpu=gpu)
+                shard = load_shard(self._store, *place, allowed, gpu=gpu)
         except DqError as error:
             SHARD_LOAD_FAILURES.labels(shard=self._number).inc()
             logger.error("version refused", extra={**about, "why": error})

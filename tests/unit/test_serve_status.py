@@ -235,7 +235,7 @@ def test_storage_that_is_away_is_not_a_refused_version(
         make_version(uri, card, rows=300, files=2, seed=seed)
     surfaces = Surfaces(Failing(ServeSettings(index=uri, version=1, shards=2)))
 
-    def load(index: Index, version: int, *_: Any, **__: Any) -> Any:
+    def load(store: Any, index: Index, version: int, *_: Any, **__: Any) -> Any:
         raise StorageError("away") if version == 2 else IntegrityError("damaged")
 
     monkeypatch.setattr("dq_cluster.serve.local.load_shard", load)

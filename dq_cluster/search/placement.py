@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,6 +43,13 @@ class Places:
         segments = self.bases.searchsorted(ordinals, side="right") - 1
         ends = self.bases + np.diff(self.starts)
         return self.rows_of(ordinals[(segments >= 0) & (ordinals < ends[segments])])
+
+
+class Layout(NamedTuple):
+    """A version in so many shards: what a replica loads its part of, and a query is asked of."""
+
+    version: int
+    shards: int
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dq_cluster.search.codebooks import Codebooks
 from dq_cluster.search.filters import parse_filter
 from dq_cluster.search.gpu import check_gpu
 from dq_cluster.search.merge import MISSING
-from dq_cluster.search.placement import Shard, plan_shards
+from dq_cluster.search.placement import Layout, Shard, plan_shards
 from dq_cluster.search.refine import Refiner
 from dq_cluster.search.room import check_fits, check_fits_gpu, free_gpu_memory, free_memory
 from dq_cluster.search.rows import Rows
@@ -38,7 +38,7 @@ class ShardQuery:
     filter: as users write it; every shard reads it against its own types.
     """
 
-    version: int
+    layout: Layout
     embeddings: np.ndarray
     k: int
     nprobe: int = 0
@@ -146,21 +146,20 @@ def live_rows(shard: Shard, deleted: np.ndarray) -> Selection | None:
 def load_shard(
     store: SegmentStore,
     index: Index,
-    version: int,
+    layout: Layout,
     number: int,
-    shards: int,
     allowed_bytes: int = 0,
     *,
     gpu: bool = False,
 ) -> LoadedShard:
-    """Load shard `number` of `shards`, after checking that it fits.
+    """Load shard `number` of `layout`, after checking that it fits.
 
     allowed_bytes: for all its codes; 0: what is free here, for those that `store` does not have.
     gpu: whether the store puts codes on the first GPU of this process. Raises DoesNotFitError with
     the numbers, ConfigError where there is no GPU for it, and whatever reading an index raises.
     """
-    manifest = index.manifest(version)
-    shard = plan_shards(manifest, shards)[number]
+    manifest = index.manifest(layout.version)
+    shard = plan_shards(manifest, layout.shards)[number]
     missing = store.missing(manifest, row_schema(index.storage, manifest), shard.segments)
     new = sum(segment.rows for segment in missing)
     rows = shard.rows if allowed_bytes else new
@@ -175,5 +174,5 @@ def load_shard(
             with translated(index.storage, ""):
                 raise
         raise IntegrityError(
-            f"version {version} cannot be read: {error}; 'index verify' names the file"
+            f"version {layout.version} cannot be read: {error}; 'index verify' names the file"
         ) from error

@@ -29,6 +29,7 @@ from dq_cluster.search.codebooks import Codebooks
 from dq_cluster.search.codes import Codes
 from dq_cluster.search.refine import load_second_codes
 from dq_cluster.search.segment_store import SegmentStore
+from dq_cluster.search.placement import Layout
 from dq_cluster.search.segments import Segment
 from dq_cluster.search.shard import load_shard
 from dq_cluster.search.stored_rows import StoredRows
@@ -49,7 +50,7 @@ def needy(what):
         case "codes": Codes.load(*whole, Codebooks.load(index.storage, manifest))
         case "rows": StoredRows.load(*whole, row_schema(index.storage, manifest))
         case "refine": load_second_codes(*whole)
-        case "shard": load_shard(SegmentStore(index), index, 1, 0, 1)
+        case "shard": load_shard(SegmentStore(index), index, Layout(1, 1), 0)
         case "matrix": matrix()
         case "plan": make_plan(Storage(sys.argv[1]), "r", units, fragment_rows=9)
 

@@ -94,7 +94,8 @@ def key_of(id: int | str) -> np.uint64:
 
 def _hashes(texts: pa.Array) -> np.ndarray:
     """A hash (n,) uint64 of each text: all first bytes at once, then all second ones, and so on."""
-    _, offsets, data = texts.cast(pa.large_string()).buffers()
+    texts = texts.cast(pa.large_string())
+    _, offsets, data = texts.buffers()
     ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     places, lengths = ends[:-1], np.diff(ends)
     hashes = np.full(len(texts), _BASIS)

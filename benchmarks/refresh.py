@@ -67,7 +67,8 @@ def main() -> None:
 
 
 def measure(index: Index, small: int, large: int, shards: int) -> list[dict[str, Any]]:
-    settings = ServeSettings(index=index.storage.uri, version=small, shards=shards, port=0)
+    where = {"index": index.storage.uri, "version": small}
+    settings = ServeSettings(**where, shards=shards, port=0, timeout_ms=10_000)
     query = np.zeros(DIM, np.float32)
     rows = []
     with query_api(settings) as url, Client(url, timeout_s=settings.load_timeout_s) as client:
@@ -82,7 +83,6 @@ def measure(index: Index, small: int, large: int, shards: int) -> list[dict[str,
 
         client.search(embedding=query)
         refresh("first load", large)
-        client.search(embeddings=np.zeros((64, DIM), np.float32))
         refresh("1% appended", append(index))
         refresh("1,000 ids deleted", delete_some(index))
         refresh("rollback", large)

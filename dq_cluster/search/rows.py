@@ -31,6 +31,8 @@ class Rows:
     ) -> None:
         self.schema = schema
         self._segments, self._places, self._live = segments, places, live
+        sizes = [sum(map(len, segment.ids)) for segment in segments]
+        self._segment_starts = np.cumsum([0, *sizes])
         self._ids = [piece for segment in segments for piece in segment.ids]
         self._batches = [batch for segment in segments for batch in segment.batches]
         self._starts = np.cumsum([0, *map(len, self._ids)])
@@ -62,7 +64,7 @@ class Rows:
     def find(self, id: int | str) -> int | None:
         """The ordinal of the first row with this id that is not deleted."""
         key = key_of(id)
-        for start, segment in zip(self._places.starts, self._segments, strict=False):
+        for start, segment in zip(self._segment_starts, self._segments, strict=False):
             rows = segment.found.find(key)
             if not len(rows):
                 continue
@@ -78,7 +80,7 @@ class Rows:
         """The rows that satisfy `filter` and are not deleted."""
         keep = []
         for number, segment in enumerate(self._segments):
-            rows = int(np.diff(self._places.starts[number : number + 2])[0])
+            rows = int(np.diff(self._segment_starts[number : number + 2])[0])
             kept = np.ones(rows, bool) if self._live is None else self._live.keeps(number)
             for part, batches in zip(
                 filter.split("id"), (_id_batches(segment), segment.batches), strict=True

@@ -31,10 +31,13 @@ class Flat:
 
     def __init__(self, segments: Sequence[Codes], codebooks: Codebooks) -> None:
         self.rows = sum(map(len, segments))
+        filled = [segment.index for segment in segments if len(segment)]
+        if len(filled) == 1:
+            self._index = filled[0]
+            return
         self._index = faiss.IndexShards(codebooks.geometry.dim, False, True)
-        for segment in segments:
-            if len(segment):
-                self._index.add_shard(segment.index)
+        for index in filled:
+            self._index.add_shard(index)
 
     def search(self, queries: np.ndarray, depth: int) -> Found:
         return self._index.search(queries, depth)

@@ -34,7 +34,7 @@ _PASSED = 32  # times the usual candidates, among which no more may be passed ov
 class Searcher:
     """Segments of a version, searchable from several threads at once.
 
-    bases: the ordinals of the first rows of the segments (default: they follow each other).
+    places: the ordinals of their rows (default: these are counted from 0).
     live: the rows that are not deleted (default: all). `room`: bytes that may be taken to keep
     selections (see `weight`); the codes of one that weighs more than half of it are copied again
     for every search. `simd` names the instruction set that the
@@ -45,13 +45,11 @@ class Searcher:
         self,
         segments: Sequence[Codes],
         codebooks: Codebooks,
-        bases: Sequence[int] | None = None,
+        places: Places | None = None,
         live: Selection | None = None,
     ) -> None:
-        sizes = [len(segment) for segment in segments]
         self.geometry = codebooks.geometry
-        bases = np.cumsum([0, *sizes])[:-1].tolist() if bases is None else bases
-        self.places = Places(sizes, bases)
+        self.places = places or Places([sum(map(len, segments))], [0])
         self.simd = faiss_index.choose_simd(self.geometry)
         self._segments, self._codebooks, self._live = segments, codebooks, live
         self._codes = Stacked([segment.codes for segment in segments], self.geometry.code_size)

@@ -23,6 +23,7 @@ from dq_cluster.search.room import check_fits, check_fits_gpu, free_gpu_memory, 
 from dq_cluster.search.rows import Rows
 from dq_cluster.search.searcher import Searcher
 from dq_cluster.search.segment_store import SegmentStore
+from dq_cluster.search.segments import Segment, pack
 from dq_cluster.search.selection import Selection, Selections
 from dq_cluster.search.values import to_json
 from dq_cluster.storage import translated
@@ -79,11 +80,11 @@ class LoadedShard:
         schema = row_schema(index.storage, manifest)
         self.codebooks = codebooks = Codebooks.load(index.storage, manifest)
         # Held as long as this shard is: the store forgets a segment that nobody holds.
-        self.segments = store.get(manifest, schema, shard.segments, codebooks)
-        live = live_rows(shard, deleted_ordinals(index.storage, manifest))
-        codes = [segment.codes for segment in self.segments]
+        segments = pack(shard.blocks, manifest.geometry.nlist)
+        self.segments = store.get(manifest, schema, segments, codebooks)
         places = shard.places
-        self.searcher = Searcher(codes, codebooks, shard.bases, live)
+        live = live_rows(segments, places.own(deleted_ordinals(index.storage, manifest)))
+        self.searcher = Searcher([each.codes for each in self.segments], codebooks, places, live)
         self.rows = Rows([segment.rows for segment in self.segments], schema, places, live)
         self.refiner = None
         if codebooks.second is not None:
@@ -129,17 +130,17 @@ def load_whole(index: Index, manifest: Manifest) -> LoadedShard:
     return LoadedShard(SegmentStore(index), index, manifest, plan_shards(manifest, 1)[0])
 
 
-def live_rows(shard: Shard, deleted: np.ndarray) -> Selection | None:
-    """The rows of `shard` that are not among the `deleted` ordinals (n,), ascending; None: all."""
-    places = shard.places
-    gone = places.own(deleted)
-    if not len(gone):
+def live_rows(segments: Sequence[Segment], deleted: np.ndarray) -> Selection | None:
+    """The rows of segments that are not `deleted` (n,), ascending; None where all are there."""
+    if not len(deleted):
         return None
-    parts = np.split(gone, np.searchsorted(gone, places.starts[1:-1]))
+    starts = np.cumsum([0, *(segment.rows for segment in segments)])
+    parts = np.split(deleted, deleted.searchsorted(starts[1:-1]))
     keep = []
-    for segment, start, rows in zip(shard.segments, places.starts, parts, strict=False):
-        keep.append(np.ones(segment.rows, bool))
-        keep[-1][rows - start] = False
+    for start, segment, rows in zip(starts, segments, parts, strict=False):
+        alive = np.ones(segment.rows, np.bool_)
+        alive[rows - start] = False
+        keep.append(alive)
     return Selection(keep)
 
 
@@ -160,7 +161,8 @@ def load_shard(
     """
     manifest = index.manifest(layout.version)
     shard = plan_shards(manifest, layout.shards)[number]
-    missing = store.missing(manifest, row_schema(index.storage, manifest), shard.segments)
+    segments = pack(shard.blocks, manifest.geometry.nlist)
+    missing = store.missing(manifest, row_schema(index.storage, manifest), segments)
     new = sum(segment.rows for segment in missing)
     rows = shard.rows if allowed_bytes else new
     check_fits(rows, manifest.geometry, allowed_bytes or free_memory(), gpu=gpu)

@@ -1,4 +1,4 @@
-"""Shards have every segment once and are about equal; growth moves little."""
+"""Shards have every block once and are about equal; growth moves little."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from dq_cluster.errors import InputError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.search.placement import owners, place, plan_shards
-from dq_cluster.search.segments import cut
+from dq_cluster.search.segments import cut, pack
 
 
 def manifest_of(runs: list[list[int]], nlist: int = 0) -> Manifest:
@@ -57,21 +57,25 @@ def test_every_row_is_in_one_shard(runs: list[list[int]], count: int) -> None:
 
 
 @given(RUNS, st.lists(st.integers(0, 1000), min_size=1, max_size=90))
-def test_an_append_changes_no_segment(runs: list[list[int]], more: list[int]) -> None:
+def test_an_append_changes_no_block_and_no_segment(runs: list[list[int]], more: list[int]) -> None:
     before, after = cut(manifest_of(runs)), cut(manifest_of([*runs, more]))
     assert after[: len(before)] == before
+    packed = pack(before, 0)
+    assert pack(after, 0)[: len(packed)] == packed
+    files = [file for segment in packed for file in segment.files]
+    assert files == [file for block in before for file in block.files]
 
 
 @given(MANY, st.integers(1, 60), st.integers(1, 9))
 def test_an_append_moves_nothing(sizes: list[int], more: int, count: int) -> None:
-    segments = cut(manifest_of([[rows] for rows in sizes]))
-    assert place(segments, count)[:-more] == place(segments[:-more], count)
+    blocks = cut(manifest_of([[rows] for rows in sizes]))
+    assert place(blocks, count)[:-more] == place(blocks[:-more], count)
 
 
 @given(MANY, st.integers(1, 8))
 def test_shards_are_equal_within_5_percent(sizes: list[int], count: int) -> None:
-    segments = cut(manifest_of([[rows] for rows in sizes]))
-    loads = np.bincount(place(segments, count), weights=sizes, minlength=count)
+    blocks = cut(manifest_of([[rows] for rows in sizes]))
+    loads = np.bincount(place(blocks, count), weights=sizes, minlength=count)
     assert np.abs(loads * count / sum(sizes) - 1).max() <= 0.05
 
 
@@ -79,26 +83,27 @@ def test_shards_are_equal_within_5_percent(sizes: list[int], count: int) -> None
 def test_one_more_shard_takes_its_share_and_moves_nothing_else(
     sizes: list[int], count: int
 ) -> None:
-    segments = cut(manifest_of([[rows] for rows in sizes]))
-    before, after = (np.array(place(segments, n)) for n in (count, count + 1))
+    blocks = cut(manifest_of([[rows] for rows in sizes]))
+    before, after = (np.array(place(blocks, n)) for n in (count, count + 1))
     moved = before != after
     assert (after[moved] == count).all()
     assert np.array(sizes)[moved].sum() <= 1.2 / (count + 1) * sum(sizes)
 
 
 @given(st.integers(1, 8), st.integers(1, 50))
-def test_as_many_equal_segments_as_shards_are_one_each(count: int, rows: int) -> None:
-    segments = cut(manifest_of([[rows]] * count))
-    assert sorted(place(segments, count)) == list(range(count))
+def test_as_many_equal_blocks_as_shards_are_one_each(count: int, rows: int) -> None:
+    blocks = cut(manifest_of([[rows]] * count))
+    assert sorted(place(blocks, count)) == list(range(count))
 
 
-def test_small_files_of_a_run_make_one_segment() -> None:
-    sizes = [len(segment.files) for segment in cut(manifest_of([[10] * 6400, [10] * 7]))]
-    assert sizes == [100] * 64 + [1] * 7
-    cells = cut(manifest_of([[10] * 6400], nlist=1000))
-    assert [segment.rows for segment in cells] == [64_000]
+def test_small_files_of_a_run_make_one_block_and_blocks_one_segment() -> None:
+    blocks = cut(manifest_of([[10] * 6400, [10] * 7]))
+    assert [len(block.files) for block in blocks] == [100] * 64 + [1] * 7
+    assert [segment.rows for segment in pack(blocks, 0)] == [64_000, 70]
     large = cut(manifest_of([[1 << 16] * 6400]))
-    assert {segment.rows for segment in large} == {16 << 16}
+    assert {block.rows for block in large} == {1 << 20}
+    assert {segment.rows for segment in pack(large, 0)} == {1 << 20}
+    assert [segment.rows for segment in pack(large, 1 << 20)] == [256 << 20, 144 << 20]
 
 
 def test_no_shard_is_an_error() -> None:

@@ -58,7 +58,7 @@ def test_sharding_changes_neither_candidates_nor_winners(data: st.DataObject) ->
     scores, ordinals, _ = rerank(
         [
             refined(
-                Searcher([Codes(codes[a:b], codebooks)], codebooks, [a]),
+                Searcher([Codes(codes[a:b], codebooks)], codebooks, Places([b - a], [a])),
                 Refiner([second[a:b]], words, Places([b - a], [a])),
                 queries,
                 candidates,

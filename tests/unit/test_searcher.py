@@ -20,6 +20,7 @@ from dq_cluster.search.codes import Codes
 from dq_cluster.search.exact import Centroids, ExactScores
 from dq_cluster.search.filters import parse_filter
 from dq_cluster.search.merge import merge
+from dq_cluster.search.placement import Places
 from dq_cluster.search.searcher import Searcher
 from dq_cluster.search.selection import Selection
 from dq_cluster.search.shard import load_whole
@@ -60,12 +61,12 @@ def searcher_over(
         Codes(codes[a:b], codebooks, cells[a:b] if geometry.nlist else None)
         for a, b in itertools.pairwise(edges)
     ]
-    return Searcher(segments, codebooks, [base + start for start in edges[:-1]])
+    return Searcher(segments, codebooks, Places([len(codes)], [base]))
 
 
 def selection(keep: np.ndarray) -> Selection:
-    """`keep` (rows,) bool over files of equal size, as `cut` makes segments of small indexes."""
-    return Selection(np.array_split(keep, 8))
+    """`keep` (rows,) bool, over the one segment that a small index has."""
+    return Selection([keep])
 
 
 def brute_force(

@@ -12,10 +12,12 @@ import pytest
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.tombstones import delete_ids
+from dq_cluster.search.merge import merge
 from dq_cluster.search.placement import Layout, plan_shards
 from dq_cluster.search.segment_store import SegmentStore
+from dq_cluster.search.segments import pack
 from dq_cluster.search.shard import LoadedShard, load_shard, load_whole
-from tests.support import make_index
+from tests.support import make_index, shards_of
 
 
 @pytest.fixture
@@ -128,21 +130,18 @@ def test_what_no_version_has_is_forgotten(tmp_path: Path) -> None:
     assert two.rows.find(1_000_000) == 0
 
 
-def test_one_more_shard_reads_only_what_moves(tmp_path: Path, opened: list[str]) -> None:
-    index, manifest, _ = make_index(str(tmp_path), rows=900, files=60)
-    stores = [SegmentStore(index) for _ in range(4)]
-    held = [load_shard(stores[n], index, Layout(1, 3), n) for n in range(3)]
-    before = [shard.shard for shard in held]
-    opened.clear()
-    wider = [load_shard(stores[n], index, Layout(1, 4), n) for n in range(3)]
-    assert opened == [], "a shard only loses segments to a new one"
-    wider.append(load_shard(stores[3], index, Layout(1, 4), 3))
-    moved = {file.path for file in wider[3].shard.files}
-    assert {*opened} == moved
-    assert moved == {f.path for s in before for f in s.files} - {
-        f.path for s in wider[:3] for f in s.shard.files
-    }
-    assert sum(shard.shard.rows for shard in wider) == manifest.rows
+def test_one_more_shard_has_what_the_others_lost(tmp_path: Path) -> None:
+    index, manifest, vectors = make_index(str(tmp_path), rows=900, files=60)
+    narrow, wide = shards_of(index, manifest, 3), shards_of(index, manifest, 4)
+    files = [{file.path for file in shard.shard.files} for shard in (*narrow, *wide)]
+    assert all(after < before for before, after in zip(files[:3], files[3:6], strict=True))
+    assert files[6] == set().union(*files[:3]) - set().union(*files[3:6])
+    merged = [
+        merge([shard.searcher.search(vectors[:4], 90) for shard in shards], 90)[:2]
+        for shards in (narrow, wide)
+    ]
+    for one, other in zip(*merged, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_version_that_reads_columns_as_another_type_has_its_own(tmp_path: Path) -> None:
@@ -151,5 +150,6 @@ def test_a_version_that_reads_columns_as_another_type_has_its_own(tmp_path: Path
     (shard,) = plan_shards(manifest, 1)
     held = LoadedShard(store, index, manifest, shard)
     text = held.rows.schema.set(1, pa.field("label", pa.string()))
-    assert store.missing(manifest, held.rows.schema, shard.segments) == []
-    assert store.missing(manifest, text, shard.segments) == list(shard.segments)
+    segments = pack(shard.blocks, 0)
+    assert store.missing(manifest, held.rows.schema, segments) == []
+    assert store.missing(manifest, text, segments) == list(segments)

@@ -131,15 +131,19 @@ def bare_faiss(uri: str, k: int, seconds: float) -> list[dict[str, Any]]:
     import numpy as np
 
     from dq_cluster.index.catalog import Index
-    from dq_cluster.search.searcher import Searcher
+    from dq_cluster.search.faiss_index import flat
+    from dq_cluster.search.shard import load_whole
 
     index = Index.at(uri)
     begin = time.perf_counter()
-    searcher = Searcher.load(index, index.manifest())
+    shard = load_whole(index, index.manifest())
+    searcher, segments = shard.searcher, shard.segments
     loaded = time.perf_counter() - begin
+    codes = np.vstack([segment.codes.codes for segment in segments])
+    whole = flat(codes, shard.codebooks.words, searcher.geometry)
     queries = np.random.default_rng(1).normal(size=(64, DIM)).astype(np.float32)
     rows = []
-    for name, search in (("bare faiss", searcher._index.search), ("Searcher", searcher.search)):
+    for name, search in (("bare faiss", whole.search), ("Searcher", searcher.search)):
         for batch in (1, 64):
             times = repeat(partial(search, queries[:batch], k), seconds / 2)
             rows.append(

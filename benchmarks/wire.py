@@ -20,6 +20,7 @@ import grpc
 import numpy as np
 import uvloop
 
+from dq_cluster.search.placement import Layout
 from dq_cluster.search.shard import ShardAnswer, ShardQuery
 from dq_cluster.serve.wire import messages
 from dq_cluster.serve.wire.frames import Kind
@@ -29,7 +30,7 @@ from dq_cluster.serve.wire.server import ShardServer
 
 SECRET = b"benchmark"
 METHOD = "/Shard/Search"
-QUERY = ShardQuery(version=1, embeddings=np.zeros((1, 64), np.float32), k=10)
+QUERY = ShardQuery(layout=Layout(1, 1), embeddings=np.zeros((1, 64), np.float32), k=10)
 ANSWER = messages.pack_answer(
     ShardAnswer(np.zeros((1, 10), np.float32), np.zeros((1, 10), np.int64), 0.0)
 )

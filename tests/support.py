@@ -24,6 +24,9 @@ from dq_cluster.model.bundle import load_model, save_model
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.fit import fit_anchors
+from dq_cluster.search.placement import plan_shards
+from dq_cluster.search.segment_store import SegmentStore
+from dq_cluster.search.shard import LoadedShard
 from dq_cluster.storage import Storage
 
 
@@ -158,6 +161,12 @@ def make_index(
         )
     )
     return index, manifest, vectors
+
+
+def shards_of(index: Index, manifest: Manifest, count: int) -> list[LoadedShard]:
+    """A version, loaded in `count` shards."""
+    store = SegmentStore(index)
+    return [LoadedShard(store, index, manifest, each) for each in plan_shards(manifest, count)]
 
 
 def _quantizer(geometry: CodeGeometry) -> faiss.ProductQuantizer:

@@ -19,8 +19,7 @@ from dq_cluster.index.manifest import Manifest
 from dq_cluster.model.bundle import load_model
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.search.merge import merge, rerank
-from dq_cluster.search.refine import Refiner
-from dq_cluster.search.searcher import Searcher
+from dq_cluster.search.shard import load_whole
 
 _BLOCK = 1 << 16  # database rows compared at once
 _RECALL_AT = 10
@@ -104,12 +103,12 @@ def _search(
     with torch.no_grad():
         embedding = network.embed(torch.from_numpy(queries)).numpy()
     candidates = _RECALL_AT * k_factor
-    scores, ordinals = Searcher.load(index, manifest).search(embedding, max(k, candidates))
-    refiner = Refiner.load(index, manifest)
-    if refiner is None:
+    shard = load_whole(index, manifest)
+    scores, ordinals = shard.searcher.search(embedding, max(k, candidates))
+    if shard.refiner is None:
         return ordinals[:, :k], None
     first = scores[:, :candidates], ordinals[:, :candidates]
-    second = refiner.scores(embedding, first[1])
+    second = shard.refiner.scores(embedding, first[1])
     return ordinals[:, :k], rerank([(*first, second)], _RECALL_AT)[1]
 
 

@@ -109,13 +109,20 @@ class PlainColumn:
             for block in _blocks(self._file, self._path, self._runs, self._dtype.itemsize):
                 yield block.view(self._dtype)[:, 0]
 
-    def find(self, value: int) -> np.ndarray:
-        """The rows (n,) int64 that hold `value`, ascending: a scan."""
-        found, row = [np.empty(0, np.int64)], 0
-        for values in self.blocks():
-            found.append(row + np.flatnonzero(values == value))
-            row += len(values)
-        return np.concatenate(found)
+    def slice(self, start: int, rows: int) -> np.ndarray:
+        """The values (rows,) from row `start` on."""
+        found = []
+        with translated(Storage(str(self._path.parent)), self._path.name):
+            for run, first in zip(self._runs, self._starts, strict=False):
+                skipped = max(start - first, 0)
+                here = Run(
+                    run.offset + skipped * self._dtype.itemsize,
+                    min(run.rows, start + rows - first) - skipped,
+                )
+                if here.rows > 0:
+                    read = _blocks(self._file, self._path, [here], self._dtype.itemsize)
+                    found += [block.view(self._dtype)[:, 0].copy() for block in read]
+        return np.concatenate([np.empty(0, self._dtype), *found])
 
     def _short(self) -> IntegrityError:
         return IntegrityError(f"{self._path} ends within its values; 'index verify' names others")

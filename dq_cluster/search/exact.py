@@ -12,6 +12,7 @@ from functools import cached_property, reduce
 import numpy as np
 
 from dq_cluster.geometry import CodeGeometry
+from dq_cluster.search.stacked import Stacked
 
 _BLOCK = 1 << 20  # terms held at once
 
@@ -48,7 +49,7 @@ class ExactScores:
         """What each centroid adds to a distance or inner product: (ksub, n, m) float64."""
         return self._sum(self._queries[:, None], self._centroids[:, :, None])
 
-    def of(self, codes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def of(self, codes: np.ndarray | Stacked, rows: np.ndarray) -> np.ndarray:
         """Scores (n, k) float32 of the codes (…, code_size) at `rows` (n, k)."""
         pieces = max(1, rows.size * self._geometry.m // _BLOCK)
         return np.hstack([self._of(codes[part]) for part in np.array_split(rows, pieces, axis=1)])

@@ -44,20 +44,18 @@ def ivf(
     codes: np.ndarray,
     cells: np.ndarray,
     codebooks: np.ndarray,
-    coarse_centroids: np.ndarray,
+    coarse: faiss.IndexFlat,
     geometry: CodeGeometry,
 ) -> faiss.Index:
     """An index that scans the codes of the nearest cells; codes are not residuals.
 
-    IndexIVFPQ, or IndexIVFPQFastScan where `scans_fast`.
+    IndexIVFPQ, or IndexIVFPQFastScan where `scans_fast`. `coarse` is shared, not copied.
     """
-    index = in_lists(codes, cells, codebooks, coarse_centroids, geometry)
+    index = in_lists(codes, cells, codebooks, coarse, geometry)
     if not scans_fast(geometry):
         return index
     fast = faiss.IndexIVFPQFastScan(index)
-    fast.referenced_objects = []  # else the codes that were copied live on beside the copy
-    index.own_fields = False
-    fast.own_fields = True
+    fast.referenced_objects = [coarse]  # not the codes that were copied
     return fast
 
 
@@ -65,18 +63,15 @@ def in_lists(
     codes: np.ndarray,
     lists: np.ndarray,
     codebooks: np.ndarray,
-    centroids: np.ndarray,
+    coarse: faiss.IndexFlat,
     geometry: CodeGeometry,
     *,
     by_residual: bool = False,
 ) -> faiss.IndexIVFPQ:
-    """Codes (n, code_size) in inverted lists (n,) that have these centroids (nlist, dim)."""
-    quantizer = coarse_index(centroids, geometry)
+    """Codes (n, code_size) in inverted lists (n,), one for each centroid of `coarse`."""
     index = faiss.IndexIVFPQ(
-        quantizer, geometry.dim, len(centroids), geometry.m, geometry.nbits, quantizer.metric_type
+        coarse, geometry.dim, coarse.ntotal, geometry.m, geometry.nbits, coarse.metric_type
     )
-    quantizer.this.disown()
-    index.own_fields = True
     index.by_residual = by_residual
     faiss.copy_array_to_vector(codebooks.astype(np.float32).ravel(), index.pq.centroids)
     index.is_trained = True

@@ -13,6 +13,7 @@ import numpy as np
 from dq_cluster.errors import ConfigError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.search import faiss_index
+from dq_cluster.search.codebooks import Codebooks
 
 _MAX_DEPTH = 2048  # faiss' limits on a GPU: rows found for a query, and lists looked into
 _MAX_PROBES = 2048
@@ -23,30 +24,22 @@ _LIST_ROWS = 1 << 16  # of a piece: enough lists to fill a GPU, few enough table
 class Lists:
     """Codes in an IVFPQ index whose centroids are zero, and what says which lists to scan.
 
-    codes (n, code_size) uint8; codebooks (m, ksub, dsub) float32; with cells also cells (n,) and
-    coarse_centroids (nlist, dim). Searched by one thread at a time, whoever calls: the resources of
-    a GPU are not for several.
+    codes (n, code_size) uint8; with cells also cells (n,). Searched by one thread at a time,
+    whoever calls: the resources of a GPU are not for several.
     """
 
     def __init__(
-        self,
-        codes: np.ndarray,
-        codebooks: np.ndarray,
-        geometry: CodeGeometry,
-        *,
-        cells: np.ndarray | None = None,
-        coarse_centroids: np.ndarray | None = None,
+        self, codes: np.ndarray, codebooks: Codebooks, cells: np.ndarray | None = None
     ) -> None:
-        self._geometry = geometry
-        self._coarse = None
-        if coarse_centroids is not None:
-            self._coarse = faiss_index.coarse_index(coarse_centroids, geometry)
+        geometry = codebooks.geometry
+        self._geometry, self._coarse = geometry, codebooks.coarse
         self._number = geometry.nlist or min(1 + len(codes) // _LIST_ROWS, _MAX_PROBES)
+        zeros = np.zeros((self._number, geometry.dim), np.float32)
         self._index = faiss_index.in_lists(
             codes,
             np.arange(len(codes)) % self._number if cells is None else cells,
-            codebooks,
-            np.zeros((self._number, geometry.dim), np.float32),
+            codebooks.words,
+            faiss_index.coarse_index(zeros, geometry),
             geometry,
             by_residual=True,
         )
@@ -61,19 +54,16 @@ class Lists:
         self._resources = faiss.StandardGpuResources()
         self._index = faiss.GpuIndexIVFPQ(self._resources, self._index, config)
 
-    def reach(self, depth: int, parameters: faiss.SearchParameters | None) -> bool:
+    def reach(self, depth: int, nprobe: int) -> bool:
         """Whether a GPU can answer such a search."""
-        filtered = parameters is not None and parameters.sel is not None
-        return not filtered and depth <= _MAX_DEPTH and self._probes(parameters) <= _MAX_PROBES
+        return depth <= _MAX_DEPTH and self._probes(nprobe) <= _MAX_PROBES
 
-    def search(
-        self, queries: np.ndarray, depth: int, *, params: faiss.SearchParametersIVF | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, depth: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
         """faiss' scores and labels, both (n, depth), of queries (n, dim); labels count the codes.
 
-        Of params only nprobe is heeded: how many of the nearest cells (default: all lists).
+        nprobe: how many of the nearest cells are looked into; 0, or without cells: all lists.
         """
-        probes = self._probes(params)
+        probes = self._probes(nprobe)
         chosen = np.tile(np.arange(self._number), (len(queries), 1))
         if self._coarse is not None and probes < self._number:
             chosen = self._coarse.search(queries, probes)[1]
@@ -83,8 +73,8 @@ class Lists:
             scores, labels = self._index.search_preassigned(queries, depth, chosen, None)
         return scores, labels
 
-    def _probes(self, parameters: faiss.SearchParametersIVF | None) -> int:
-        return self._number if parameters is None else int(parameters.nprobe)
+    def _probes(self, nprobe: int) -> int:
+        return nprobe if self._coarse is not None and nprobe else self._number
 
 
 def check_gpu(geometry: CodeGeometry) -> None:

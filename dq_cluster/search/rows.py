@@ -1,127 +1,42 @@
-"""Ids and carried columns of a shard: on local disk, read only for the results."""
+"""Ids and carried columns of a shard, by ordinal."""
 
-import contextlib
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dq_cluster.errors import InputError
-from dq_cluster.index.ahead import read_ahead, readers
-from dq_cluster.index.catalog import Index
-from dq_cluster.index.codefile import file_schema, open_code_file, row_schema
-from dq_cluster.index.columns import conform
-from dq_cluster.index.ids import TEXT
-from dq_cluster.index.manifest import FileEntry, Manifest
-from dq_cluster.index.plain import PlainColumn, plain_runs
-from dq_cluster.index.tombstones import deleted_ordinals
+from dq_cluster.index.plain import PlainColumn
 from dq_cluster.search.filters import Filter
-from dq_cluster.search.placement import Shard, plan_shards
-from dq_cluster.storage.scratch import scratch_file, scratch_room
-
-_BATCH_ROWS = 1 << 16
-
-
-class _Copy:
-    """Columns of code files in an unnamed local file, to be mapped into memory.
-
-    What the disk has no room for fails when it is written; no page of the map can be missing.
-    """
-
-    def __enter__(self) -> "_Copy":
-        self._sink = scratch_file()
-        self._writer: pa.RecordBatchFileWriter | None = None
-        self._schema: pa.Schema | None = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # of what could not be written, nothing is mapped
-            self._sink.close()
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        with scratch_room(written=self._sink.tell()):
-            if self._writer is None:
-                self._schema = batch.schema.remove_metadata()
-                self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), self._schema)
-            self._writer.write_batch(batch.replace_schema_metadata(None).cast(self._schema))
-
-    def batches(self) -> list[pa.RecordBatch]:
-        """What was copied, mapped into memory. Nothing can be added after that."""
-        if self._writer is None:
-            return []
-        with scratch_room(written=self._sink.tell()):
-            self._writer.close()
-            self._sink.flush()
-        mapped = mmap.mmap(self._sink.fileno(), 0, access=mmap.ACCESS_READ)
-        reader = pa.ipc.open_file(pa.py_buffer(mapped))
-        return [reader.get_batch(n) for n in range(reader.num_record_batches)]
-
-
-class _Part(NamedTuple):
-    """Ids that are read where they lie, or columns to be copied, with ids or without."""
-
-    ids: PlainColumn | None
-    columns: pa.RecordBatch | None
-
-
-Ids: TypeAlias = "PlainColumn | pa.Array"
+from dq_cluster.search.lookup import Ids, key_of
+from dq_cluster.search.placement import Places
+from dq_cluster.search.selection import Selection
+from dq_cluster.search.stored_rows import StoredRows
 
 
 class Rows:
     """The rows of a shard without their codes, by ordinal. Read-only, safe between threads.
 
-    Deleted rows keep their place; only `find` passes over them. Ids and columns come in pieces of
-    consecutive rows, not always the same ones.
+    live: the rows that are not deleted (default: all). Only `find` and `matching` pass over others.
     """
 
     def __init__(
         self,
-        ids: Sequence[Ids],
-        batches: Sequence[pa.RecordBatch],
+        segments: Sequence[StoredRows],
         schema: pa.Schema,
-        base: int,
-        deleted: np.ndarray,
+        places: Places,
+        live: Selection | None = None,
     ) -> None:
         self.schema = schema
-        self._deleted = deleted
-        self._ids, self._batches = ids, batches
-        self._starts = base + np.cumsum([0, *map(len, ids)])
-        self._batch_starts = base + np.cumsum([0, *map(len, batches)])
-
-    @classmethod
-    def load(cls, index: Index, manifest: Manifest, shard: Shard | None = None) -> "Rows":
-        """Make the columns of `shard` (by default of the whole version) ready to be looked up.
-
-        Ids that lie plainly in files on a local disk are read where they are. What has to be
-        decoded, or lies elsewhere, is first copied to unnamed local files and mapped into memory;
-        they lie in the folder for temporary files (TMPDIR) and go with the process. Raises
-        StorageError where that has no room.
-        """
-        shard = shard or plan_shards(manifest.files, 1)[0]
-        schema = row_schema(index.storage, manifest)
-        in_place: list[PlainColumn | None] = []  # None: the next batch that has ids
-        with_ids: list[bool] = []  # whether a batch has
-        with _Copy() as whole, _Copy() as beside_ids:
-            read = partial(_parts, index, manifest, schema)
-            for ids, columns in read_ahead(read, shard.files, readers(shard.files)):
-                if ids is not None:
-                    in_place.append(ids)
-                if columns is not None:
-                    with_ids.append("id" in columns.schema.names)
-                    in_place.extend([None] * with_ids[-1])
-                    (whole if with_ids[-1] else beside_ids).add(columns)
-            copied, beside = iter(whole.batches()), iter(beside_ids.batches())
-        batches = [next(copied if has else beside) for has in with_ids]
-        ids_of = (batch["id"] for batch, has in zip(batches, with_ids, strict=True) if has)
-        pieces = [next(ids_of) if piece is None else piece for piece in in_place]
-        carried = list(manifest.columns)
-        others = [batch.select(carried) for batch in batches] if carried else []
-        deleted = deleted_ordinals(index.storage, manifest)
-        return cls(pieces, others, schema, shard.base, deleted)
+        self._segments, self._places, self._live = segments, places, live
+        sizes = [sum(map(len, segment.ids)) for segment in segments]
+        self._segment_starts = np.cumsum([0, *sizes])
+        self._ids = [piece for segment in segments for piece in segment.ids]
+        self._batches = [batch for segment in segments for batch in segment.batches]
+        self._starts = np.cumsum([0, *map(len, self._ids)])
+        self._batch_starts = np.cumsum([0, *map(len, self._batches)])
 
     def take(self, ordinals: np.ndarray, columns: Sequence[str] = ("id",)) -> pa.Table:
         """The named columns of the rows `ordinals` (n,), in that order.
@@ -137,92 +52,78 @@ class Rows:
             )
         if not len(ordinals):
             return pa.schema([self.schema.field(name) for name in columns]).empty_table()
+        rows = self._places.rows_of(ordinals)
         found: dict[str, pa.ChunkedArray] = {}
         if others := [name for name in columns if name != "id"]:
-            batches = [batch.select(others) for batch in self._batches]
-            table = _by_ordinal(batches, self._batch_starts, ordinals, _rows_of)
+            table = _by_row(self._batches, self._batch_starts, rows, partial(_rows_of, others))
             found = dict(zip(others, table.columns, strict=True))
         if "id" in columns:
-            found["id"] = _by_ordinal(self._ids, self._starts, ordinals, _ids_of)["id"]
+            found["id"] = _by_row(self._ids, self._starts, rows, _ids_of)["id"]
         return pa.table({name: found[name] for name in columns})
 
     def find(self, id: int | str) -> int | None:
-        """The ordinal of the first row with this id that is not deleted: a scan of the ids."""
-        for start, ids in zip(self._starts, self._ids, strict=False):
-            if isinstance(ids, PlainColumn):
-                rows = ids.find(int(id))
-            else:
-                rows = pc.indices_nonzero(pc.equal(ids, pa.scalar(id, ids.type))).to_numpy()
-            found = start + rows.astype(np.int64)
-            alive = np.setdiff1d(found, self._deleted) if len(found) else found
-            if len(alive):
-                return int(alive[0])
+        """The ordinal of the first row with this id that is not deleted."""
+        key = key_of(id)
+        for start, segment in zip(self._segment_starts, self._segments, strict=False):
+            rows = segment.found.find(key)
+            if not len(rows):
+                continue
+            rows = start + rows
+            if self._live is not None:
+                rows = rows[self._live.holds(rows)]
+            for ordinal in self._places.ordinals(rows):
+                if self.take(ordinal[None]).column("id")[0].as_py() == id:
+                    return int(ordinal)
         return None
 
-    def matching(self, filter: Filter) -> np.ndarray:
-        """Which rows satisfy `filter`: (rows,) bool."""
-        keep = np.ones(self._starts[-1] - self._starts[0], bool)
-        for part, batches in zip(
-            filter.split("id"), (self._id_batches(), self._batches), strict=True
-        ):
-            if part.conditions and len(keep):
-                keep &= np.concatenate([part.mask(batch) for batch in batches])
-        return keep
+    def matching(self, filter: Filter) -> Selection:
+        """The rows that satisfy `filter` and are not deleted."""
+        keep = []
+        for number, segment in enumerate(self._segments):
+            rows = int(np.diff(self._segment_starts[number : number + 2])[0])
+            kept = np.ones(rows, bool) if self._live is None else self._live.keeps(number)
+            for part, batches in zip(
+                filter.split("id"), (_id_batches(segment), segment.batches), strict=True
+            ):
+                if part.conditions and rows:
+                    kept = kept & np.concatenate([part.mask(batch) for batch in batches])
+            keep.append(kept)
+        return Selection(keep)
 
-    def _id_batches(self) -> Iterator[pa.RecordBatch]:
-        """The ids of all rows; a batch is valid until the next."""
-        for ids in self._ids:
-            for block in ids.blocks() if isinstance(ids, PlainColumn) else [ids]:
-                yield pa.RecordBatch.from_arrays([pa.array(block)], ["id"])
+
+def _id_batches(segment: StoredRows) -> Iterator[pa.RecordBatch]:
+    """The ids of all rows; a batch is valid until the next."""
+    for ids in segment.ids:
+        for block in ids.blocks() if isinstance(ids, PlainColumn) else [ids]:
+            yield pa.RecordBatch.from_arrays([pa.array(block)], ["id"])
 
 
 T = TypeVar("T")
 
 
-def _by_ordinal(
+def _by_row(
     pieces: Sequence[T],
     starts: np.ndarray,
-    ordinals: np.ndarray,
+    rows: np.ndarray,
     take: Callable[[T, np.ndarray], pa.Table],
 ) -> pa.Table:
-    """The rows `ordinals` (n,), n at least 1, in that order; `take` reads rows of one piece."""
-    numbers = np.searchsorted(starts, ordinals, side="right") - 1
+    """The `rows` (n,), n at least 1, in that order; `take` reads rows of one piece."""
+    numbers = np.searchsorted(starts, rows, side="right") - 1
     order = np.argsort(numbers, kind="stable")
     used, first = np.unique(numbers[order], return_index=True)
     parts = [
-        take(pieces[number], ordinals[rows] - starts[number])
-        for number, rows in zip(used, np.split(order, first[1:]), strict=True)
+        take(pieces[number], rows[here] - starts[number])
+        for number, here in zip(used, np.split(order, first[1:]), strict=True)
     ]
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return pa.concat_tables(parts).combine_chunks().take(pa.array(back))
 
 
-def _rows_of(batch: pa.RecordBatch, rows: np.ndarray) -> pa.Table:
-    return pa.Table.from_batches([batch.take(pa.array(rows))])
+def _rows_of(columns: list[str], batch: pa.RecordBatch, rows: np.ndarray) -> pa.Table:
+    return pa.Table.from_batches([batch.select(columns).take(pa.array(rows))])
 
 
 def _ids_of(ids: Ids, rows: np.ndarray) -> pa.Table:
     plain = isinstance(ids, PlainColumn)
     return pa.table({"id": pa.array(ids.take(rows)) if plain else ids.take(pa.array(rows))})
-
-
-def _parts(
-    index: Index, manifest: Manifest, schema: pa.Schema, entry: FileEntry
-) -> Iterator[_Part]:
-    """The rows of a code file, as `schema`: the id, and the carried columns."""
-    carried = list(manifest.columns)
-    local = index.storage.local(entry.path)
-    with open_code_file(
-        index.storage, entry, model=manifest.model, geometry=manifest.geometry
-    ) as file:
-        file_schema(file, carried, f"{index.storage.uri}/{entry.path}")
-        runs = plain_runs(file, "id", 8) if manifest.id_type != TEXT else None
-        copied = schema
-        if local is not None and runs is not None:
-            # Whole numbers of a version that fit its type are the same 64 bits, signed or not.
-            yield _Part(PlainColumn(local, runs, np.dtype(manifest.id_type)), None)
-            copied = schema.remove(0)
-        if copied.names:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=copied.names):
-                yield _Part(None, conform(batch, copied))

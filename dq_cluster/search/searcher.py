@@ -1,4 +1,4 @@
-"""One shard in one process: codes in a faiss index, searched exactly.
+"""One shard in one process: segments of codes, searched exactly.
 
 faiss finds candidates quickly. The exact score of a code (see `search.exact`) decides which of
 them are the results; equal scores go by ordinal. faiss' own scores differ from it by float
@@ -8,149 +8,60 @@ until no other code can be among the results. So merged shards equal one index, 
 loses no accuracy.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
-import faiss
 import numpy as np
 
-from dq_cluster.errors import InputError, IntegrityError
-from dq_cluster.geometry import CodeGeometry
-from dq_cluster.index.ahead import readers
-from dq_cluster.index.catalog import Index
-from dq_cluster.index.codefile import open_code_file, read_codes
-from dq_cluster.index.manifest import Manifest
-from dq_cluster.index.models import read_card, read_tensors
-from dq_cluster.index.tombstones import deleted_ordinals
+from dq_cluster.errors import InputError
 from dq_cluster.search import faiss_index
-from dq_cluster.search.exact import Centroids, ExactScores
-from dq_cluster.search.gpu import Lists
+from dq_cluster.search.codebooks import Codebooks
+from dq_cluster.search.codes import Codes
+from dq_cluster.search.exact import ExactScores
 from dq_cluster.search.merge import MISSING, best
-from dq_cluster.search.placement import Shard, plan_shards
-from dq_cluster.storage.scratch import scratch_memory
+from dq_cluster.search.placement import Places
+from dq_cluster.search.scan import Cells, Flat, OnGpu, Scan, SelectedFlat
+from dq_cluster.search.selection import Selection
+from dq_cluster.search.stacked import Stacked
 
-_READERS = 4  # at least: a batch of codes is small, however large the file
 _TOGETHER = 64  # queries whose candidates are scored at once: what a cache holds
 _ROUNDING = 1e-5  # of the largest possible score: generous for float32 sums of 256 terms
+_LARGE_SHARE = 0.25  # of the rows: where so many may be found, the others are passed over
+_LEAST_ROOM = 32 << 20
+_PASSED = 32  # times the usual candidates, among which no more may be passed over
 
 
 class Searcher:
-    """Codes of consecutive rows of a version, searchable from several threads at once.
+    """Segments of a version, searchable from several threads at once.
 
-    codes (n, code_size) uint8; codebooks (m, ksub, dsub) float32; for an IVF geometry also cells
-    (n,) and coarse_centroids (nlist, dim). `base` is the ordinal of the first row; `deleted` are
-    the rows, ascending and counted from it, that have no code here because tombstones name them.
-    `simd` names the instruction set that the process was put on (see `faiss_index.choose_simd`).
-    `lists`, the same codes on a GPU, answers what it can instead of the processor.
+    places: the ordinals of their rows (default: these are counted from 0).
+    live: the rows that are not deleted (default: all). `room`: bytes that may be taken to keep
+    selections (see `weight`); the codes of one that weighs more than half of it are copied again
+    for every search. `simd` names the instruction set that the
+    process was put on (see `faiss_index.choose_simd`).
     """
 
     def __init__(
         self,
-        codes: np.ndarray,
-        codebooks: np.ndarray,
-        geometry: CodeGeometry,
-        *,
-        cells: np.ndarray | None = None,
-        coarse_centroids: np.ndarray | None = None,
-        base: int = 0,
-        deleted: np.ndarray | None = None,
-        index: faiss.Index | None = None,
-        lists: Lists | None = None,
+        segments: Sequence[Codes],
+        codebooks: Codebooks,
+        places: Places | None = None,
+        live: Selection | None = None,
     ) -> None:
-        self.geometry = geometry
-        self.codebooks = codebooks
-        self.centroids = Centroids(codebooks, geometry)
-        self.base = base
-        self.simd = faiss_index.choose_simd(geometry)
-        self.codes = codes
-        self._lists = lists
-        self._deleted = np.empty(0, np.int64) if deleted is None else deleted
-        self._skips = self._deleted - np.arange(len(self._deleted))
-        if index is not None:
-            self._index = index
-        elif not geometry.nlist:
-            self._index = faiss_index.flat(codes, codebooks, geometry)
-        elif cells is not None and coarse_centroids is not None:
-            self._index = faiss_index.ivf(codes, cells, codebooks, coarse_centroids, geometry)
-        else:
-            raise InputError("an IVF geometry needs the cells and the coarse centroids")
-
-    @classmethod
-    def load(
-        cls,
-        index: Index,
-        manifest: Manifest,
-        shard: Shard | None = None,
-        *,
-        gpu: bool = False,
-    ) -> "Searcher":
-        """Load `shard` of a version (by default all of it) from storage, also to the GPU if asked.
-
-        8-bit flat codes are held once, in faiss' memory; other codes also in a temporary file,
-        memory-mapped. Raises IntegrityError for a file that disagrees with the manifest, and
-        ConfigError where there is no GPU for it; StorageError where storage fails or the disk of
-        the temporary file has no room.
-        """
-        geometry = manifest.geometry
-        shard = shard or plan_shards(manifest.files, 1)[0]
-        card = read_card(index.storage, manifest.model)
-        if card.geometry != geometry:
-            raise IntegrityError(
-                f"version {manifest.version} has geometry {geometry}, "
-                f"its model {card.digest[:12]} has {card.geometry}"
-            )
-        tensors = read_tensors(index.storage, card)
-        deleted = shard.own(deleted_ordinals(index.storage, manifest))
-        starts = np.cumsum([0, *(entry.rows for entry in shard.files)])
-        before = np.searchsorted(deleted, starts)  # deleted rows before each file
-        rows = shard.rows - len(deleted)
-        whole = None
-        if geometry.nbits == 8 and not geometry.nlist:
-            whole = faiss_index.unfilled(rows, tensors["codebooks"], geometry)
-            codes = faiss_index.codes_of(whole)
-        else:
-            codes = _mapped(rows, geometry.code_size)
-        cells = np.empty(rows if geometry.nlist else 0, np.int32)
-
-        def fill(number: int) -> None:
-            entry = shard.files[number]
-            place, row = starts[number] - before[number], 0
-            local = index.storage.local(entry.path)
-            dead = deleted[before[number] : before[number + 1]] - starts[number]
-            with open_code_file(
-                index.storage, entry, model=manifest.model, geometry=geometry
-            ) as file:
-                for stored, found in read_codes(file, geometry, local):
-                    here = dead[slice(*np.searchsorted(dead, (row, row + len(stored))))] - row
-                    row += len(stored)
-                    live = slice(place, place + len(stored) - len(here))
-                    codes[live] = np.delete(stored, here, 0) if len(here) else stored
-                    if found is not None:
-                        cells[live] = np.delete(found, here)
-                    place = live.stop
-
-        with ThreadPoolExecutor(max(_READERS, readers(shard.files))) as pool:
-            list(pool.map(fill, range(len(shard.files))))
-        where: dict[str, np.ndarray] = {}
-        if geometry.nlist:
-            where = {"cells": cells, "coarse_centroids": tensors["coarse_centroids"]}
-        lists = None
-        if gpu:
-            lists = Lists(codes, tensors["codebooks"], geometry, **where)
-            lists.to_gpu()
-        return cls(
-            codes,
-            tensors["codebooks"],
-            geometry,
-            **where,
-            base=shard.base,
-            deleted=deleted,
-            index=whole,
-            lists=lists,
-        )
+        self.geometry = codebooks.geometry
+        self.places = places or Places([sum(map(len, segments))], [0])
+        self.simd = faiss_index.choose_simd(self.geometry)
+        self._segments, self._codebooks, self._live = segments, codebooks, live
+        self._codes = Stacked([segment.codes for segment in segments], self.geometry.code_size)
+        self._flat = None if self.geometry.nlist else Flat(segments, codebooks)
+        self._selected: WeakKeyDictionary[Selection, SelectedFlat] = WeakKeyDictionary()
+        self.room = max(_LEAST_ROOM, len(self._codes) * self.geometry.code_size // 8)
+        self._listed = bool(segments) and all(segment.lists is not None for segment in segments)
 
     @property
     def rows(self) -> int:
-        return len(self.codes)
+        """Rows that a search can find: not those that are deleted."""
+        return self.places.rows if self._live is None else self._live.count
 
     def search(
         self,
@@ -158,13 +69,13 @@ class Searcher:
         k: int,
         *,
         nprobe: int | None = None,
-        keep: np.ndarray | None = None,
+        keep: Selection | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The `k` best rows for each embedding (n, dim): scores and ordinals, both (n, k).
 
         Best first, equal scores by ordinal; places that no row fills have score -inf and ordinal
         -1. `nprobe` is the number of cells to look into in an IVF version (default: all); `keep`
-        (n,) bool, one for each row from `base` on, restricts the search to some rows.
+        restricts the search to some rows, none of them deleted.
         """
         queries = np.ascontiguousarray(embeddings, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.geometry.dim:
@@ -173,59 +84,80 @@ class Searcher:
             )
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}")
-        selection = self._selection(keep, nprobe)
+        probes = min(nprobe or self.geometry.nlist, self.geometry.nlist)
         blocks = [queries[start : start + _TOGETHER] for start in range(0, len(queries), _TOGETHER)]
-        answers = [self._search(block, k, *selection) for block in blocks or [queries]]
+        answers = [self._search(block, k, probes, keep) for block in blocks or [queries]]
         return np.vstack([a[0] for a in answers]), np.vstack([a[1] for a in answers])
 
+    def weight(self, rows: Selection) -> int:
+        """Bytes that keeping a selection takes, with what makes searching in it fast."""
+        copied = not self.geometry.nlist and rows.count < _LARGE_SHARE * rows.rows
+        return rows.nbytes + copied * rows.count * (self.geometry.code_size + 4)
+
+    def embedding(self, ordinal: int) -> np.ndarray:
+        """What the code of a row stands for: (dim,) float32."""
+        code = self._codes[self.places.rows_of(np.array([ordinal]))]
+        return self._codebooks.centroids.of(code)[0].astype(np.float32)
+
     def _search(
-        self,
-        queries: np.ndarray,
-        k: int,
-        index: faiss.Index,
-        codes: np.ndarray,
-        kept: np.ndarray | None,
-        parameters: faiss.SearchParameters | None,
+        self, queries: np.ndarray, k: int, nprobe: int, keep: Selection | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`search` for a block of queries in what `_selection` chose."""
+        """`search` for a block of queries."""
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ordinals = np.full((len(queries), k), MISSING, np.int64)
-        pending = np.arange(len(queries) if len(codes) else 0)
-        depth = 2 * k + 16 if self.geometry.nbits == 4 else k + 8
+        rows = keep or self._live
+        count = self.places.rows if rows is None else rows.count
+        pending = np.arange(len(queries) if count else 0)
+        first = 2 * k + 16 if self.geometry.nbits == 4 else k + 8
+        passing = count >= _LARGE_SHARE * self.places.rows
+        depth = int(first * self.places.rows / count) if passing and count else first
         while pending.size:
-            depth = min(depth, len(codes))
+            if passing and rows is not None and depth > _PASSED * first:
+                passing, depth = False, first
+            scan = self._scan(nprobe, None if passing else rows, depth)
+            depth = min(depth, scan.rows)
             open_queries = queries[pending]
-            scan = index
-            if index is self._index and self._lists and self._lists.reach(depth, parameters):
-                scan = self._lists
-            found, labels = scan.search(open_queries, depth, params=parameters)
-            if depth == len(codes) and not self.geometry.nlist:
+            found, labels = scan.search(open_queries, depth)
+            if depth == scan.rows and not self.geometry.nlist:
                 # Fast-scan leaves out codes of the lowest inner product that it can express.
-                labels = np.tile(np.arange(depth), (len(pending), 1))
+                every = np.arange(depth) if passing or rows is None else rows.every()
+                labels = np.tile(every, (len(pending), 1))
             worst = found[:, -1] if self.geometry.metric == "ip" else -found[:, -1]
-            exact = ExactScores(open_queries, self.centroids)
-            slack = self._slack(open_queries, exact, rounded=scan is not self._lists)
-            scored = np.where(labels == MISSING, np.float32(-np.inf), exact.of(codes, labels))
+            short = labels[:, -1] == MISSING
+            if passing and rows is not None:
+                labels = np.where(rows.holds(labels), labels, MISSING)
+            exact = ExactScores(open_queries, self._codebooks.centroids)
+            slack = self._slack(open_queries, exact, rounded=not isinstance(scan, OnGpu))
+            scored = exact.of(self._codes, labels)
+            scored = np.where(labels == MISSING, np.float32(-np.inf), scored)
             order = best(scored, labels, k)
             scored = np.take_along_axis(scored, order, axis=1)
             winners = np.take_along_axis(labels, order, axis=1)
-            short = labels[:, -1] == MISSING
-            everything = (short & (self.geometry.nlist > 0)) | (depth == len(codes))
+            everything = (short & (self.geometry.nlist > 0)) | (depth == scan.rows)
             done = everything | (~short & (worst + slack < scored[:, -1]))
-            rows = winners[done]
-            places = rows if kept is None else kept[rows]
-            places = self.base + places + np.searchsorted(self._skips, places, side="right")
-            scores[pending[done], : rows.shape[1]] = scored[done]
-            ordinals[pending[done], : rows.shape[1]] = np.where(rows == MISSING, MISSING, places)
+            places = winners[done]
+            there = np.where(places == MISSING, MISSING, self.places.ordinals(places))
+            scores[pending[done], : places.shape[1]] = scored[done]
+            ordinals[pending[done], : places.shape[1]] = there
             pending = pending[~done]
             depth *= 4
         return scores, ordinals
 
-    def embedding(self, ordinal: int) -> np.ndarray:
-        """What the code of a row stands for: (dim,) float32."""
-        row = ordinal - self.base
-        code = self.codes[row - np.searchsorted(self._deleted, row)]
-        return self.centroids.of(code).astype(np.float32)
+    def _scan(self, nprobe: int, only: Selection | None, depth: int) -> Scan:
+        if only is None and self._listed:
+            on_gpu = OnGpu(self._segments, self._codebooks, nprobe)
+            if on_gpu.reach(depth):
+                return on_gpu
+        if self._flat is None:
+            return Cells(self._segments, self._codebooks, nprobe, only)
+        if only is None:
+            return self._flat
+        scan = self._selected.get(only)
+        if scan is None:
+            lasting = self.weight(only) <= self.room // 2
+            scan = SelectedFlat(self._segments, self._codebooks, only, keep=lasting)
+            self._selected[only] = scan
+        return scan
 
     def _slack(self, queries: np.ndarray, exact: ExactScores, *, rounded: bool) -> np.ndarray:
         """By how much (n,) faiss may rate a code below its score, at most.
@@ -233,36 +165,9 @@ class Searcher:
         rounded: whether by fast-scan's tables, where such codes have them.
         """
         length = np.linalg.norm(queries.astype(np.float64), axis=1)
-        slack = _ROUNDING * (length + self.centroids.longest) ** 2
+        slack = _ROUNDING * (length + self._codebooks.centroids.longest) ** 2
         if rounded and faiss_index.scans_fast(self.geometry):
             # Fast-scan rounds its tables to 255 steps over the span of the widest one: each of
             # the m terms is off by at most half a step.
             slack += np.ptp(exact.tables, axis=0).max(axis=1) * self.geometry.m / 510
         return slack
-
-    def _selection(
-        self, keep: np.ndarray | None, nprobe: int | None
-    ) -> tuple[faiss.Index, np.ndarray, np.ndarray | None, faiss.SearchParameters | None]:
-        """What to search: an index, its codes, the rows these are (None: all), faiss' options."""
-        if keep is not None:
-            keep = np.delete(keep, self._deleted)
-        if self.geometry.nlist:
-            probes = min(nprobe or self.geometry.nlist, self.geometry.nlist)
-            if keep is None:
-                return self._index, self.codes, None, faiss.SearchParametersIVF(nprobe=probes)
-            selector = faiss.IDSelectorBitmap(np.packbits(keep, bitorder="little"))
-            parameters = faiss.SearchParametersIVF(nprobe=probes, sel=selector)
-            return self._index, self.codes, None, parameters
-        if keep is None:
-            return self._index, self.codes, None, None
-        # faiss' flat PQ indexes take no selector; one over the kept codes costs about one scan.
-        kept = np.flatnonzero(keep)
-        codes = self.codes[kept]
-        return faiss_index.flat(codes, self.codebooks, self.geometry), codes, kept, None
-
-
-def _mapped(rows: int, width: int) -> np.ndarray:
-    """An array (rows, width) uint8 in an unnamed temporary file. Raises StorageError."""
-    if rows == 0:
-        return np.empty((0, width), np.uint8)
-    return np.frombuffer(scratch_memory(rows * width), np.uint8).reshape(rows, width)

@@ -3,32 +3,33 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dq_cluster.errors import DoesNotFitError, IntegrityError
-from dq_cluster.geometry import CodeGeometry
+from dq_cluster.errors import IntegrityError
 from dq_cluster.index.catalog import Index
+from dq_cluster.index.codefile import row_schema
 from dq_cluster.index.manifest import Manifest
-from dq_cluster.index.sizing import row_bytes
-from dq_cluster.search.faiss_index import scans_fast
+from dq_cluster.index.tombstones import deleted_ordinals
+from dq_cluster.search.codebooks import Codebooks
 from dq_cluster.search.filters import parse_filter
 from dq_cluster.search.gpu import check_gpu
 from dq_cluster.search.merge import MISSING
-from dq_cluster.search.placement import Shard, plan_shards
+from dq_cluster.search.placement import Layout, Shard, plan_shards
 from dq_cluster.search.refine import Refiner
+from dq_cluster.search.room import check_fits, check_fits_gpu, free_gpu_memory, free_memory
 from dq_cluster.search.rows import Rows
 from dq_cluster.search.searcher import Searcher
+from dq_cluster.search.segment_store import SegmentStore
+from dq_cluster.search.segments import Segment, pack
+from dq_cluster.search.selection import Selection, Selections
 from dq_cluster.search.values import to_json
 from dq_cluster.storage import translated
 
 # Places of an answer whose ids come with it: asking for them again would take longer.
 _FEW = 512
-_GPU_LABEL_BYTES = 4
-_GPU_WORK_BYTES = 1536 << 20  # what faiss takes of a GPU for its own work
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ShardQuery:
     filter: as users write it; every shard reads it against its own types.
     """
 
-    version: int
+    layout: Layout
     embeddings: np.ndarray
     k: int
     nprobe: int = 0
@@ -72,25 +73,32 @@ class Item:
 
 
 class LoadedShard:
-    """Codes, ids, and carried columns of one shard. Searched from several threads."""
+    """Segments of one shard of one version. Searched from several threads."""
 
-    def __init__(
-        self, index: Index, manifest: Manifest, shard: Shard, *, gpu: bool = False
-    ) -> None:
-        self.manifest = manifest
-        self.shard = shard
-        self.searcher = Searcher.load(index, manifest, shard, gpu=gpu)
-        self.rows = Rows.load(index, manifest, shard)
-        self.refiner = Refiner.load(index, manifest, shard)
-        # What reading took comes back no more until the next version.
-        pa.default_memory_pool().release_unused()
+    def __init__(self, store: SegmentStore, index: Index, manifest: Manifest, shard: Shard) -> None:
+        self.manifest, self.shard = manifest, shard
+        schema = row_schema(index.storage, manifest)
+        self.codebooks = codebooks = Codebooks.load(index.storage, manifest)
+        # Held as long as this shard is: the store forgets a segment that nobody holds.
+        segments = pack(shard.blocks, manifest.geometry.nlist)
+        self.segments = store.get(manifest, schema, segments, codebooks)
+        places = shard.places
+        live = live_rows(segments, places.own(deleted_ordinals(index.storage, manifest)))
+        self.searcher = Searcher([each.codes for each in self.segments], codebooks, places, live)
+        self.rows = Rows([segment.rows for segment in self.segments], schema, places, live)
+        self.refiner = None
+        if codebooks.second is not None:
+            second = [each.second for each in self.segments if each.second is not None]
+            self.refiner = Refiner(second, codebooks.second, places)
+        self._selections = Selections(self.searcher.room, self.searcher.weight)
 
     def search(self, query: ShardQuery) -> ShardAnswer:
         """The best of this shard for every embedding. Raises InputError."""
         begin = time.perf_counter()
         keep = None
         if query.filter is not None:
-            keep = self.rows.matching(parse_filter(query.filter, self.rows.schema))
+            filter = parse_filter(query.filter, self.rows.schema)
+            keep = self._selections.get(filter, lambda: self.rows.matching(filter))
         scores, ordinals = self.searcher.search(
             query.embeddings, query.k * query.k_factor, nprobe=query.nprobe or None, keep=keep
         )
@@ -117,70 +125,56 @@ class LoadedShard:
         return Item((self.refiner or self.searcher).embedding(ordinal), uri)
 
 
+def load_whole(index: Index, manifest: Manifest) -> LoadedShard:
+    """A version in one piece. Raises what reading an index raises."""
+    return LoadedShard(SegmentStore(index), index, manifest, plan_shards(manifest, 1)[0])
+
+
+def live_rows(segments: Sequence[Segment], deleted: np.ndarray) -> Selection | None:
+    """The rows of segments that are not `deleted` (n,), ascending; None where all are there."""
+    if not len(deleted):
+        return None
+    starts = np.cumsum([0, *(segment.rows for segment in segments)])
+    parts = np.split(deleted, deleted.searchsorted(starts[1:-1]))
+    keep = []
+    for start, segment, rows in zip(starts, segments, parts, strict=False):
+        alive = np.ones(segment.rows, np.bool_)
+        alive[rows - start] = False
+        keep.append(alive)
+    return Selection(keep)
+
+
 def load_shard(
+    store: SegmentStore,
     index: Index,
-    version: int,
+    layout: Layout,
     number: int,
-    shards: int,
     allowed_bytes: int = 0,
     *,
     gpu: bool = False,
 ) -> LoadedShard:
-    """Load shard `number` of `shards`, after checking that it fits (0: what is free here).
+    """Load shard `number` of `layout`, after checking that it fits.
 
-    gpu: scan its codes on the first GPU of this process. Raises DoesNotFitError with the numbers,
-    ConfigError where there is no GPU for it, and whatever reading an index raises.
+    allowed_bytes: for all its codes; 0: what is free here, for those that `store` does not have.
+    gpu: whether the store puts codes on the first GPU of this process. Raises DoesNotFitError with
+    the numbers, ConfigError where there is no GPU for it, and whatever reading an index raises.
     """
-    manifest = index.manifest(version)
-    shard = plan_shards(manifest.files, shards)[number]
-    check_fits(shard.rows, manifest.geometry, allowed_bytes or free_memory(), gpu=gpu)
+    manifest = index.manifest(layout.version)
+    shard = plan_shards(manifest, layout.shards)[number]
+    segments = pack(shard.blocks, manifest.geometry.nlist)
+    missing = store.missing(manifest, row_schema(index.storage, manifest), segments)
+    new = sum(segment.rows for segment in missing)
+    rows = shard.rows if allowed_bytes else new
+    check_fits(rows, manifest.geometry, allowed_bytes or free_memory(), gpu=gpu)
     if gpu:
         check_gpu(manifest.geometry)
-        check_fits_gpu(shard.rows, manifest.geometry, free_gpu_memory())
+        check_fits_gpu(new, manifest.geometry, free_gpu_memory())
     try:
-        return LoadedShard(index, manifest, shard, gpu=gpu)
+        return LoadedShard(store, index, manifest, shard)
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None):  # the machine's, not Arrow's: no file is at fault
             with translated(index.storage, ""):
                 raise
         raise IntegrityError(
-            f"version {version} cannot be read: {error}; 'index verify' names the file"
+            f"version {layout.version} cannot be read: {error}; 'index verify' names the file"
         ) from error
-
-
-def check_fits(rows: int, geometry: CodeGeometry, allowed_bytes: int, *, gpu: bool = False) -> None:
-    """Raise DoesNotFitError where loading `rows` codes takes more memory than `allowed_bytes`."""
-    cells, packed = geometry.nlist > 0, scans_fast(geometry)
-    needed = rows * row_bytes(geometry.code_size, cells=cells, packed=packed, gpu=gpu)
-    _check(rows, geometry, "", needed, allowed_bytes)
-
-
-def check_fits_gpu(rows: int, geometry: CodeGeometry, allowed_bytes: int) -> None:
-    """Raise DoesNotFitError where `rows` codes take more of a GPU than `allowed_bytes`."""
-    needed = rows * (geometry.code_size + _GPU_LABEL_BYTES) + _GPU_WORK_BYTES
-    _check(rows, geometry, " of the GPU", needed, allowed_bytes)
-
-
-def _check(rows: int, geometry: CodeGeometry, where: str, needed: int, allowed: int) -> None:
-    if needed > allowed:
-        raise DoesNotFitError(
-            f"{rows:,} codes of {geometry.code_size} bytes need {needed / 1e9:.3f} GB{where}, "
-            f"{allowed / 1e9:.3f} GB are allowed; use more shards or larger replicas"
-        )
-
-
-def free_gpu_memory() -> int:
-    """Bytes that are free on the first GPU of this process."""
-    import torch  # only here: replicas without a GPU start faster without it
-
-    return int(torch.cuda.mem_get_info()[0])
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take: of the machine and, in a container, of its limit."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and limit.read_text().strip() != "max":
-        return min(free << 10, int(limit.read_text()) - int(used.read_text()))
-    return free << 10

@@ -19,7 +19,11 @@ from dq_cluster.serve.router import Router
 
 # Serve's own line for each request costs more than searching, even one that is filtered out below
 # INFO; metrics and traces count requests.
+#
+# When the application is deployed anew, a replica goes when its successor is up: one for each
+# deployment at a time.
 _COMMON: dict[str, Any] = {
+    "max_surge_percent": 1,
     "health_check_period_s": 2,
     "health_check_timeout_s": 10,
     "logging_config": LoggingConfig(enable_access_log=False, log_level="WARNING"),

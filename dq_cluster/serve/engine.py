@@ -21,6 +21,7 @@ from dq_cluster.observe.metrics import STEP_SECONDS
 from dq_cluster.observe.tracing import exemplar, trace_headers
 from dq_cluster.search.filters import Filter, parse_filter
 from dq_cluster.search.merge import MISSING
+from dq_cluster.search.placement import Layout, owners
 from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.api import (
     CoverageError,
@@ -51,14 +52,14 @@ class Shards(Protocol):
         """The best of `shard` for a batch of queries."""
 
     async def find(
-        self, shard: int, version: int, id: int | str, deadline: float
+        self, shard: int, layout: Layout, id: int | str, deadline: float
     ) -> Item | Failure | None:
         """The row `id`, or None where `shard` does not hold it."""
 
     async def take(
         self,
         shard: int,
-        version: int,
+        layout: Layout,
         ordinals: np.ndarray,
         columns: tuple[str, ...],
         deadline: float,
@@ -98,7 +99,7 @@ class Engine:
         self.settings = settings
         self._shards = shards
         self._fanout = Fanout(settings.shards)
-        self._queries: Counter[int] = Counter()  # under way, by version
+        self._queries: Counter[Layout] = Counter()  # under way
         self.serve(served)
 
     def serve(self, served: Served) -> None:
@@ -111,22 +112,21 @@ class Engine:
         """Wait until nothing runs in the shards any more."""
         await self._fanout.close()
 
-    def in_use(self) -> frozenset[int]:
-        """The versions that queries are answered from: the served one, and older ones."""
-        return frozenset({self.served.manifest.version, *self._queries})
+    def in_use(self) -> frozenset[Layout]:
+        """What queries are answered from: the served version, and older ones."""
+        return frozenset({self.served.layout, *self._queries})
 
     @contextlib.contextmanager
     def _pinned(self) -> Iterator[Served]:
         """The served version: whatever is switched meanwhile, a query sees this one."""
         served = self.served
-        version = served.manifest.version
-        self._queries[version] += 1
+        self._queries[served.layout] += 1
         try:
             yield served
         finally:
-            self._queries[version] -= 1
-            if not self._queries[version]:
-                del self._queries[version]
+            self._queries[served.layout] -= 1
+            if not self._queries[served.layout]:
+                del self._queries[served.layout]
 
     async def search(self, request: SearchRequest) -> SearchResponse:
         """Raises InputError, NotFoundError (of an id), UnavailableError and CoverageError."""
@@ -235,7 +235,7 @@ class Engine:
         ]
         version, deadline = served.manifest.version, time.monotonic() + timeout_ms / 1e3
         answers = await self._fanout.ask_all(
-            lambda shard: self._shards.find(shard, version, wanted, deadline),
+            lambda shard: self._shards.find(shard, served.layout, wanted, deadline),
             asked,
             deadline,
             kind="find",
@@ -285,7 +285,7 @@ class Engine:
         """The best of each shard that may have some. Raises InputError that a shard raises."""
         served = batch.served
         query = ShardQuery(
-            version=served.manifest.version,
+            layout=served.layout,
             embeddings=vectors,
             k=batch.k,
             nprobe=batch.nprobe,
@@ -340,13 +340,11 @@ class Engine:
         self, batch: _Batch, rows: np.ndarray, deadline: float
     ) -> tuple[dict[int, Sequence[Any]], dict[int, Failure]]:
         """Id and columns of the rows (n,), ascending ordinals; and the shards that did not say."""
-        version, shards = batch.served.manifest.version, batch.served.shards
-        filled = [number for number, shard in enumerate(shards) if shard.rows]
-        starts = np.searchsorted(rows, [shards[number].base for number in filled])
-        parts = dict(zip(filled, np.split(rows, starts[1:]), strict=True))
-        parts = {number: part for number, part in parts.items() if len(part)}
+        layout, shards = batch.served.layout, batch.served.shards
+        asked = owners(shards, rows)
+        parts = {int(number): rows[asked == number] for number in np.unique(asked)}
         tables = await self._fanout.ask_all(
-            lambda shard: self._shards.take(shard, version, parts[shard], batch.columns, deadline),
+            lambda shard: self._shards.take(shard, layout, parts[shard], batch.columns, deadline),
             list(parts),
             deadline,
             kind=("take", len(rows).bit_length() // 3, bool(batch.columns)),

@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from dq_cluster.errors import DqError, UnavailableError
 from dq_cluster.index.catalog import Index
 from dq_cluster.observe.log import configure_logging
+from dq_cluster.search.placement import Layout
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.versions import Versions
 
@@ -46,9 +47,9 @@ class VersionKeeper:
         configure_logging()
         self._settings, self._shards, self._memory, self._clock = settings, shards, memory, clock
         serving = await asyncio.to_thread(self._first)
-        self._versions = Versions(serving, clock)
+        self._versions = Versions(serving, settings.shards, clock)
         self._order = asyncio.Lock()
-        self._kept: frozenset[int] | None = None  # what every replica was told to keep
+        self._kept: frozenset[Layout] | None = None  # what every replica was told to keep
         self._told = clock()
         self._tidying = asyncio.ensure_future(self._tidy_forever())
 
@@ -65,8 +66,8 @@ class VersionKeeper:
         """The version that is served."""
         return self._versions.serving
 
-    async def follow(self, router: str, in_use: frozenset[int]) -> int:
-        """A router reports the versions that it answers from, and learns which it should."""
+    async def follow(self, router: str, in_use: frozenset[Layout]) -> int:
+        """A router reports what it answers from, and learns which version it should serve."""
         return self._versions.report(router, in_use)
 
     async def switch(self, version: int) -> DqError | None:
@@ -76,7 +77,8 @@ class VersionKeeper:
                 return None
             self._kept = None  # some may hold more from now on, whether it succeeds or not
             limit = self._settings.load_timeout_s
-            refused = _refusal(await self._broadcast("load", version, limit), limit)
+            layout = Layout(version, self._settings.shards)
+            refused = _refusal(await self._broadcast("load", layout, limit), limit)
             if refused:
                 return refused
             try:

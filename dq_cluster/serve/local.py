@@ -8,6 +8,8 @@ import pyarrow as pa
 
 from dq_cluster.errors import DqError
 from dq_cluster.index.catalog import Index
+from dq_cluster.search.placement import Layout
+from dq_cluster.search.segment_store import SegmentStore
 from dq_cluster.search.shard import Item, LoadedShard, ShardAnswer, ShardQuery, load_shard
 from dq_cluster.serve.api import IndexInfo, SearchRequest, SearchResponse, VersionInfo
 from dq_cluster.serve.config import ServeSettings
@@ -27,26 +29,26 @@ class _Loaded:
 class _LocalShards:
     """Shards of this process, for the engine."""
 
-    def __init__(self, held: Held[_Loaded]) -> None:
+    def __init__(self, held: Held[int, _Loaded]) -> None:
         self._held = held
 
     async def search(self, shard: int, query: ShardQuery, deadline: float) -> ShardAnswer:
-        loaded = await self._held.get(query.version)
+        loaded = await self._held.get(query.layout.version)
         return await asyncio.to_thread(loaded.shards[shard].search, query)
 
-    async def find(self, shard: int, version: int, id: int | str, deadline: float) -> Item | None:
-        loaded = await self._held.get(version)
+    async def find(self, shard: int, layout: Layout, id: int | str, deadline: float) -> Item | None:
+        loaded = await self._held.get(layout.version)
         return await asyncio.to_thread(loaded.shards[shard].find, id)
 
     async def take(
         self,
         shard: int,
-        version: int,
+        layout: Layout,
         ordinals: np.ndarray,
         columns: tuple[str, ...],
         deadline: float,
     ) -> pa.Table:
-        loaded = await self._held.get(version)
+        loaded = await self._held.get(layout.version)
         return await asyncio.to_thread(loaded.shards[shard].take, ordinals, columns)
 
 
@@ -58,9 +60,10 @@ class LocalService:
         self.guard = Guard(frozenset(), settings.limits)
         self._settings = settings
         self._index = Index.at(settings.index)
+        self._store = SegmentStore(self._index, gpu=settings.gpus > 0)
         version = self._index.current() if settings.version is None else settings.version
         first = self._load(version)
-        self._held: Held[_Loaded] = Held(self._load, {version: first})
+        self._held: Held[int, _Loaded] = Held(self._load, {version: first})
         self._engine = Engine(first.served, settings, _LocalShards(self._held))
         self._refreshing = asyncio.Lock()
 
@@ -103,15 +106,14 @@ class LocalService:
     def _release(self) -> None:
         """Forget the versions that no query is answered from; not while another is coming."""
         if not self._refreshing.locked():
-            self._held.release(self._engine.in_use())
+            self._held.release({layout.version for layout in self._engine.in_use()})
 
     def _load(self, version: int) -> _Loaded:
         served = Served.load(self._index, version, self._settings)
         allowed, gpu = int(self._settings.memory_gb * 1e9), self._settings.gpus > 0
-        count = self._settings.shards
         shards = [
-            load_shard(self._index, version, number, count, allowed, gpu=gpu)
-            for number in range(count)
+            load_shard(self._store, self._index, served.layout, number, allowed, gpu=gpu)
+            for number in range(served.layout.shards)
         ]
         return _Loaded(served, shards)
 

@@ -23,6 +23,8 @@ from dq_cluster.observe.metrics import (
     timed,
 )
 from dq_cluster.observe.tracing import span
+from dq_cluster.search.placement import Layout
+from dq_cluster.search.segment_store import SegmentStore
 from dq_cluster.search.shard import LoadedShard, load_shard
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.held import Held
@@ -56,7 +58,8 @@ class ShardReplica:
         expose("shard")
         self._settings, self._number = settings, number
         self._index = Index.at(settings.index)
-        self._held: Held[LoadedShard] = Held(self._read)
+        self._store = SegmentStore(self._index, gpu=settings.gpus > 0)
+        self._held: Held[Layout, LoadedShard] = Held(self._read)
         # faiss spreads a batch over the CPUs; a second batch fills what its end leaves idle.
         self._pool = ThreadPoolExecutor(
             2,
@@ -67,7 +70,7 @@ class ShardReplica:
         keeper = serve.get_deployment_handle(KEEPER, app)
         loaded, wanted = None, await keeper.serving.remote()
         while loaded != wanted:  # a switch meanwhile did not reach a replica that only starts
-            refused = await self.load(wanted)
+            refused = await self.load(Layout(wanted, settings.shards))
             if refused:
                 raise refused
             loaded, wanted = wanted, await keeper.serving.remote()
@@ -76,22 +79,22 @@ class ShardReplica:
         self._server = ShardServer(handlers, secret, hide=self._index.storage.uri)
         self._address = await self._server.listen(ray.util.get_node_ip_address())
 
-    async def load(self, version: int) -> DqError | None:
+    async def load(self, layout: Layout) -> DqError | None:
         """Load a version beside those held. Returns why it was refused, or None."""
         try:
-            await self._held.get(version)
+            await self._held.get(layout)
         except DqError as error:
             return error
         return None
 
-    def _read(self, version: int) -> LoadedShard:
+    def _read(self, layout: Layout) -> LoadedShard:
         """Raises StorageError where storage is away, and IntegrityError for any other reason."""
+        version = layout.version
         about = {"shard": self._number, "version": version}
         allowed, gpu = int(self._settings.memory_gb * 1e9), self._settings.gpus > 0
-        place = (version, self._number, self._settings.shards)
         try:
             with SHARD_LOAD_SECONDS.labels(shard=self._number).time():
-                shard = load_shard(self._index, *place, allowed, gpu=gpu)
+                shard = load_shard(self._store, self._index, layout, self._number, allowed, gpu=gpu)
         except DqError as error:
             SHARD_LOAD_FAILURES.labels(shard=self._number).inc()
             logger.error("version refused", extra={**about, "why": error})
@@ -101,8 +104,8 @@ class ShardReplica:
         logger.info("version loaded", extra={**about, "simd": shard.searcher.simd})
         return shard
 
-    async def release(self, keep: frozenset[int]) -> None:
-        """Forget every version but those in `keep`."""
+    async def release(self, keep: frozenset[Layout]) -> None:
+        """Forget all but those in `keep`."""
         self._held.release(keep)
 
     async def address(self) -> Address:
@@ -114,32 +117,32 @@ class ShardReplica:
 
     async def _search(self, body: Body) -> bytes:
         query = unpack_query(body)
-        traced = span("shard", query.trace, shard=self._number, version=query.version)
+        traced = span("shard", query.trace, shard=self._number, version=query.layout.version)
         with traced, timed(SHARD_SEARCH_SECONDS.labels(shard=self._number)):
             answer = await self._run(
-                query.version,
+                query.layout,
                 lambda shard: shard.search(query),
                 lambda shard: shard.searcher.rows * len(query.embeddings) <= _QUICK_CODES,
             )
         return pack_answer(answer)
 
     async def _find(self, body: Body) -> bytes:
-        version, id = unpack_find(body)
-        return pack_item(await self._run(version, lambda shard: shard.find(id)))
+        layout, id = unpack_find(body)
+        return pack_item(await self._run(layout, lambda shard: shard.find(id)))
 
     async def _take(self, body: Body) -> bytes:
-        version, ordinals, columns = unpack_take(body)
-        return pack_table(await self._run(version, lambda shard: shard.take(ordinals, columns)))
+        layout, ordinals, columns = unpack_take(body)
+        return pack_table(await self._run(layout, lambda shard: shard.take(ordinals, columns)))
 
     async def _run(
         self,
-        version: int,
+        layout: Layout,
         work: Callable[[LoadedShard], T],
         quick: Callable[[LoadedShard], bool] = lambda shard: False,
     ) -> T:
         # A replica that started during a switch missed the call to load. While it catches up, the
         # router's second request goes to another one.
-        shard = await self._held.get(version)
+        shard = await self._held.get(layout)
         if quick(shard):
             return work(shard)
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, shard)

@@ -54,7 +54,7 @@ class Router:
         wanted = await self._keeper.follow.remote(self._name, frozenset())
         while served is None or wanted != served.manifest.version:
             served = await self._load(wanted, served)
-            wanted = await self._keeper.follow.remote(self._name, frozenset({wanted}))
+            wanted = await self._keeper.follow.remote(self._name, frozenset({served.layout}))
         secret = await asyncio.to_thread(shared_secret)
         self._engine = Engine(
             served, settings, Replicas([_Places(each) for each in shards], secret)
@@ -132,7 +132,7 @@ class Router:
 
     async def _adopt(self, served: Served) -> None:
         """Answer from `served` from now on, unless something else is to be served by now."""
-        in_use = self._engine.in_use() | {served.manifest.version}
+        in_use = self._engine.in_use() | {served.layout}
         try:
             wanted = await self._keeper.follow.remote(self._name, in_use)
         except (RayError, RayServeException):

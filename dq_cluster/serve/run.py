@@ -6,6 +6,7 @@ import random
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from dq_cluster.serve.startup import check_ports, needs, wait_until_up
 
 APPLICATION = "dq-cluster"
 _PORTS = range(20_000, 32_000)
-_SHUTDOWN_S = 60.0
+_SHUTDOWN_S = 120.0
 
 
 def fast_serve() -> None:
@@ -49,7 +50,6 @@ def serving(settings: ServeSettings) -> Iterator[str]:
     start.
     """
     Index.at(settings.index).manifest(settings.version)
-    from ray import serve
 
     if not joined_address(os.environ):
         check_ports(settings)
@@ -63,7 +63,7 @@ def serving(settings: ServeSettings) -> Iterator[str]:
     finally:
         # A Serve that hangs ends with the Ray that this process started.
         with contextlib.suppress(TimeoutError):
-            in_thread(serve.shutdown).result(_SHUTDOWN_S)
+            in_thread(_shut_down).result(_SHUTDOWN_S)
 
 
 def _deploy(settings: ServeSettings, port: int) -> None:
@@ -82,6 +82,18 @@ def _deploy(settings: ServeSettings, port: int) -> None:
     absolute = {"index": Index.at(settings.index).storage.uri}
     application = build(settings.model_copy(update=absolute).model_dump())
     serve.run(application, name=APPLICATION, route_prefix="/")
+
+
+def _shut_down() -> None:
+    """End Serve and return when it is gone: it would take the next one's processes with it."""
+    import ray
+    from ray import serve
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    serve.shutdown()  # waits for 30 seconds at most, and goes on by itself after that
+    with contextlib.suppress(ValueError):  # there is none
+        while ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE):
+            time.sleep(0.1)
 
 
 def _status() -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from dq_cluster.images.guard import ChildDecoderPool
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import row_schema
 from dq_cluster.index.manifest import Manifest
-from dq_cluster.search.placement import Shard, plan_shards
+from dq_cluster.search.placement import Layout, Shard, plan_shards
 from dq_cluster.serve.api import IndexInfo
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.embed import Embedder
@@ -32,6 +32,10 @@ class Served:
     shards: tuple[Shard, ...]
     embedder: Embedder
     limits: ImageLimits
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.manifest.version, len(self.shards))
 
     @classmethod
     def load(
@@ -61,7 +65,7 @@ class Served:
             )
             embedder = Embedder(index.storage, manifest.model, decode)
         schema = row_schema(index.storage, manifest)
-        shards = plan_shards(manifest.files, settings.shards)
+        shards = plan_shards(manifest, settings.shards)
         return cls(manifest, schema, shards, embedder, limits)
 
     def k_factor(self, asked: int | None, usual: int) -> int:

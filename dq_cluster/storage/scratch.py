@@ -35,6 +35,16 @@ def scratch_file(size: int = 0) -> IO[bytes]:
         return file
 
 
+def check_scratch(size: int) -> None:
+    """Raise StorageError, with the numbers, where the disk has no room for `size` bytes.
+
+    Before several files are made that take so much together.
+    """
+    with scratch_room(size):
+        if shutil.disk_usage(tempfile.gettempdir()).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def scratch_memory(size: int) -> mmap.mmap:
     """`size` bytes of memory over an unnamed temporary file. Raises as `scratch_file`."""
     with scratch_file(size) as file:

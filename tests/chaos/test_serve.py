@@ -12,10 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
+from ray import serve
 
 from dq_cluster.index.models import ModelCard
+from dq_cluster.serve.app import build
 from dq_cluster.serve.config import Limits, ServeSettings
-from dq_cluster.serve.run import serving
+from dq_cluster.serve.run import APPLICATION, serving
 from tests.support import make_model, make_version
 
 pytestmark = pytest.mark.ray
@@ -28,6 +30,7 @@ class Service:
     url: str
     uri: str
     card: ModelCard
+    settings: ServeSettings
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         limits=Limits(max_timeout_ms=TIMEOUT_MS),
     )
     with serving(settings) as url:
-        yield Service(url, uri, card)
+        yield Service(url, uri, card, settings)
 
 
 @dataclass
@@ -69,7 +72,11 @@ class Load:
     def _ask(self) -> None:
         with httpx.Client(base_url=self.url, timeout=2 * TIMEOUT_MS / 1e3) as http:
             while not self._stop.is_set():
-                answer = http.post("/v1/search", json={"embedding": [0.25] * 16, "k": 20})
+                try:
+                    answer = http.post("/v1/search", json={"embedding": [0.25] * 16, "k": 20})
+                except httpx.HTTPError as error:
+                    self.errors.append(repr(error))
+                    continue
                 if answer.status_code == 200:
                     self.answers.append(answer.json())
                 else:
@@ -141,6 +148,23 @@ def test_versions_switch_and_roll_back_under_load(service: Service) -> None:
     assert not load.errors
     assert_unmixed(load.answers)
     assert {answer["version"] for answer in load.answers} == {1, 2}
+
+
+def test_refreshes_during_refreshes_under_load(service: Service) -> None:
+    def refresh(version: int) -> int:
+        answer = httpx.post(
+            f"{service.url}/v1/index/refresh", json={"version": version}, timeout=240
+        )
+        return answer.status_code
+
+    with ThreadPoolExecutor(4) as pool, Load(service.url) as load:
+        assert set(pool.map(refresh, [2, 1] * 6)) == {200}
+        load.wait_for(20)
+        assert refresh(1) == 200
+        load.wait_for(20)
+    assert not load.errors
+    assert_unmixed(load.answers)
+    assert {answer["version"] for answer in load.answers[-3:]} == {1}
 
 
 def test_a_corrupt_next_version_changes_nothing(service: Service) -> None:
@@ -240,3 +264,18 @@ def test_a_shard_without_replicas_is_missing_from_the_answer(service: Service) -
         assert "0.5" in whole.json()["error"]
         assert whole.json()["response"]["coverage"] == 0.5
         until(lambda: http.post("/v1/search", json=question).status_code == 200)
+
+
+def test_shards_are_added_under_load(service: Service) -> None:
+    """The last of this module: afterwards there is one shard more."""
+    more = service.settings.model_copy(update={"shards": SHARDS + 1})
+    before = replicas_of("Shard0")
+    with Load(service.url) as load:
+        load.wait_for(20)
+        serve.run(build(more.model_dump()), name=APPLICATION, route_prefix="/")
+        until(lambda: not set(before) & set(replicas_of("Shard0")))
+        load.wait_for(40)
+    assert not load.errors
+    assert_unmixed(load.answers)
+    assert load.answers[0]["shards"] == SHARDS
+    assert load.answers[-1]["shards"] == SHARDS + 1

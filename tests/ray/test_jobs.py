@@ -41,15 +41,11 @@ class Head:
 
     def submit(self, *entrypoint: str) -> str:
         """Run a job to its end and return what it printed. Fails the test if the job fails."""
-        done = self._ray("job", "submit", *self._where, "--", *entrypoint)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return self._submit("--", *entrypoint)
 
     def start(self, name: str, *entrypoint: str) -> None:
         """Submit a job and leave it running."""
-        options = ("--no-wait", "--submission-id", name)
-        done = self._ray("job", "submit", *options, *self._where, "--", *entrypoint)
-        assert done.returncode == 0, done.stdout + done.stderr
+        self._submit("--no-wait", "--submission-id", name, "--", *entrypoint)
 
     def stop(self, name: str) -> None:
         self._ray("job", "stop", "--address", self.address, name)
@@ -57,9 +53,17 @@ class Head:
     def logs(self, name: str) -> str:
         return self._ray("job", "logs", "--address", self.address, name).stdout
 
-    @property
-    def _where(self) -> tuple[str, ...]:
-        return ("--address", self.address, "--working-dir", ".")
+    def _submit(self, *arguments: str) -> str:
+        where = ("--address", self.address, "--working-dir", ".")
+        limit = time.monotonic() + 240
+        while True:
+            done = self._ray("job", "submit", *where, *arguments)
+            # The head answers before the agent that starts jobs does.
+            early = "No available agent to submit job" in done.stderr
+            if early and time.monotonic() < limit:
+                continue
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
 
     def _ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -24,7 +24,7 @@ from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import decode_image
 from dq_cluster.images.thumbnail import thumbnail
 from dq_cluster.index.catalog import Index
-from dq_cluster.search.shard import check_fits
+from dq_cluster.search.room import check_fits
 from dq_cluster.serve.config import Limits, ServeSettings
 from dq_cluster.serve.http import make_api
 from dq_cluster.serve.local import LocalService

@@ -11,8 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from dq_cluster.index.catalog import Index
 from dq_cluster.model.bundle import load_model
 from dq_cluster.search.merge import rerank
-from dq_cluster.search.refine import Refiner
-from dq_cluster.search.searcher import Searcher
+from dq_cluster.search.shard import load_whole
 from tests.serve.conftest import SHARDS, Service
 
 pytestmark = pytest.mark.ray
@@ -23,17 +22,17 @@ class Whole:
 
     def __init__(self, service: Service) -> None:
         index = Index.at(service.uri)
-        self.searcher = Searcher.load(index, service.manifest)
-        refiner = Refiner.load(index, service.manifest)
-        assert refiner is not None
-        self.refiner = refiner
+        shard = load_whole(index, service.manifest)
+        self.searcher, self.rows = shard.searcher, shard.rows
+        assert shard.refiner is not None
+        self.refiner = shard.refiner
 
     def search(
-        self, embeddings: np.ndarray, k: int, keep: np.ndarray | None = None, k_factor: int = 4
+        self, embeddings: np.ndarray, k: int, k_factor: int = 4
     ) -> tuple[np.ndarray, np.ndarray]:
         if k_factor == 1:
-            return self.searcher.search(embeddings, k, keep=keep)
-        scores, ordinals = self.searcher.search(embeddings, k * k_factor, keep=keep)
+            return self.searcher.search(embeddings, k)
+        scores, ordinals = self.searcher.search(embeddings, k * k_factor)
         second = self.refiner.scores(embeddings, ordinals)
         scores, ordinals, _ = rerank([(scores, ordinals, second)], k)
         return scores, ordinals
@@ -105,7 +104,11 @@ def test_a_filter_is_searched_as_if_the_rest_did_not_exist(service: Service, who
     embedding = np.random.default_rng(5).normal(size=(1, 16)).astype(np.float32)
     keep = np.arange(1500) % 10 >= 8
     keep &= np.arange(1500) < 700
-    _, wanted = whole.search(embedding, 30, keep=keep)
+    scores, ordinals = whole.searcher.search(embedding, 1500)
+    few = np.flatnonzero(keep[ordinals[0]])[:120]
+    candidates = scores[:, few], ordinals[:, few]
+    second = whole.refiner.scores(embedding, candidates[1])
+    _, wanted, _ = rerank([(*candidates, second)], 30)
     with service.http as http:
         body = http.post(
             "/v1/search",

@@ -29,7 +29,7 @@ from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard
 from dq_cluster.index.tombstones import delete_ids
 from dq_cluster.index.verify import verify
-from dq_cluster.search.rows import Rows
+from dq_cluster.search.shard import load_whole
 from tests.carrying import GEOMETRY, publish_carrying, trained, types_of, write_rows
 
 INT32 = pa.table({"x": pa.array([1, None, 3], pa.int32())})
@@ -76,7 +76,7 @@ def test_files_of_types_that_go_together(
     schema = pa.schema([("x", kind)])
     manifest = publish_carrying(index, card, files, schema if recorded else None)
     assert carried_schema(index.storage, manifest) == schema
-    assert Rows.load(index, manifest).schema == pa.schema([("id", pa.int64()), *schema])
+    assert load_whole(index, manifest).rows.schema == pa.schema([("id", pa.int64()), *schema])
     values = [value for file in files for value in file.column("x").to_pylist()]
     assert labels(index) == values
     assert labels(index, filter={"x": condition}) == found
@@ -107,7 +107,7 @@ def test_an_old_version_of_types_that_do_not(
     with pytest.raises(IntegrityError, match=f"{wrong}: column 'x' is .*rollback"):
         Client(index.storage.uri)
     with pytest.raises(IntegrityError, match=f"{wrong}: column 'x' is .*rollback"):
-        Rows.load(index, index.manifest())
+        load_whole(index, index.manifest())
     delete_ids(index, [0])
     with pytest.raises(IntegrityError, match=wrong):
         compact(index, target_rows=100)

@@ -3,8 +3,9 @@
 What runs here is all but the GPU itself. `pytest -m gpu` runs the same on one.
 """
 
+import itertools
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -12,9 +13,12 @@ import pytest
 
 from dq_cluster.errors import ConfigError, DoesNotFitError
 from dq_cluster.geometry import CodeGeometry
+from dq_cluster.search.codebooks import Codebooks
+from dq_cluster.search.codes import Codes
 from dq_cluster.search.gpu import Lists, check_gpu
+from dq_cluster.search.room import check_fits_gpu
 from dq_cluster.search.searcher import Searcher
-from dq_cluster.search.shard import check_fits_gpu
+from dq_cluster.search.selection import Selection
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.local import LocalService
 from tests.support import make_model, make_version
@@ -28,21 +32,33 @@ class Counted(Lists):
 
     searches = 0
 
-    def search(
-        self, queries: np.ndarray, depth: int, *, params: faiss.SearchParametersIVF | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, depth: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
         self.searches += 1
-        return super().search(queries, depth, params=params)
+        return super().search(queries, depth, nprobe)
 
 
-def cells_of(
-    geometry: CodeGeometry, tensors: dict[str, np.ndarray], rng: np.random.Generator
-) -> dict[str, Any]:
-    """What an IVF geometry needs beside codes and words."""
-    if not geometry.nlist:
-        return {}
-    cells = rng.integers(0, geometry.nlist, ROWS).astype(np.int32)
-    return {"cells": cells, "coarse_centroids": tensors["coarse_centroids"]}
+class Made(NamedTuple):
+    """The same codes, scanned by the processor and in lists."""
+
+    plain: Searcher
+    listed: Searcher
+    lists: list[Counted]
+
+    @property
+    def searches(self) -> int:
+        return sum(lists.searches for lists in self.lists)
+
+
+def made_of(codes: np.ndarray, geometry: CodeGeometry, cuts: list[int]) -> Made:
+    codebooks = Codebooks.of(tensors_of(geometry), geometry)
+    cells = np.random.default_rng(7).integers(0, max(geometry.nlist, 1), len(codes))
+    plain, listed, all_lists = [], [], []
+    for a, b in itertools.pairwise([0, *cuts, len(codes)]):
+        beside = cells[a:b].astype(np.int32) if geometry.nlist else None
+        all_lists.append(Counted(codes[a:b], codebooks, beside))
+        plain.append(Codes(codes[a:b], codebooks, beside))
+        listed.append(Codes(codes[a:b], codebooks, beside, lists=all_lists[-1]))
+    return Made(Searcher(plain, codebooks), Searcher(listed, codebooks), all_lists)
 
 
 @pytest.mark.parametrize("where", ["here", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -52,52 +68,44 @@ def test_lists_answer_what_a_processor_answers(
 ) -> None:
     monkeypatch.setattr("dq_cluster.search.gpu._LIST_ROWS", 500)  # several lists without cells
     geometry = GEOMETRIES[name]
-    tensors = tensors_of(geometry)
     rng = np.random.default_rng(5)
     pool = rng.integers(0, 256, (2000, geometry.code_size), dtype=np.uint8)
     codes = pool[rng.integers(len(pool), size=ROWS)]  # some twice: equal scores go by ordinal
-    beside = cells_of(geometry, tensors, rng)
     queries = rng.normal(size=(9, geometry.dim)).astype(np.float32)
-    lists = Counted(codes, tensors["codebooks"], geometry, **beside)
+    made = made_of(codes, geometry, [0, 1100])
     if where == "gpu":
-        lists.to_gpu()
-    plain = Searcher(codes, tensors["codebooks"], geometry, **beside)
-    listed = Searcher(codes, tensors["codebooks"], geometry, **beside, lists=lists)
+        for lists in made.lists:
+            lists.to_gpu()
 
     for nprobe in (None, 1, 2) if geometry.nlist else (None,):
         for k in (1, 10, 700):
-            before = lists.searches
-            scores, ordinals = listed.search(queries, k, nprobe=nprobe)
-            wanted = plain.search(queries, k, nprobe=nprobe)
+            before = made.searches
+            scores, ordinals = made.listed.search(queries, k, nprobe=nprobe)
+            wanted = made.plain.search(queries, k, nprobe=nprobe)
             np.testing.assert_array_equal(ordinals, wanted[1])
             np.testing.assert_array_equal(scores, wanted[0])
-            assert lists.searches > before
+            assert made.searches > before
 
 
 @pytest.mark.parametrize("name", ["8-bit", "ivf"])
 def test_what_a_gpu_cannot_do_the_processor_does(name: str) -> None:
     geometry = GEOMETRIES[name]
-    tensors = tensors_of(geometry)
     rng = np.random.default_rng(6)
     codes = rng.integers(0, 256, (ROWS, geometry.code_size), dtype=np.uint8)
-    beside = cells_of(geometry, tensors, rng)
-    lists = Counted(codes, tensors["codebooks"], geometry, **beside)
-    plain = Searcher(codes, tensors["codebooks"], geometry, **beside)
-    listed = Searcher(codes, tensors["codebooks"], geometry, **beside, lists=lists)
+    made = made_of(codes, geometry, [])
     queries = rng.normal(size=(2, geometry.dim)).astype(np.float32)
-    keep = rng.random(ROWS) < 0.5
+    few = Selection([rng.random(ROWS) < 0.1])
 
-    for k, kept in ((2048, None), (5, keep)):
-        wanted = plain.search(queries, k, keep=kept)
-        np.testing.assert_array_equal(listed.search(queries, k, keep=kept)[1], wanted[1])
-    assert lists.searches == 0
+    for k, kept in ((2048, None), (5, few)):
+        wanted = made.plain.search(queries, k, keep=kept)
+        np.testing.assert_array_equal(made.listed.search(queries, k, keep=kept)[1], wanted[1])
+    assert made.searches == 0
 
 
 def test_an_empty_shard_has_lists_too() -> None:
     geometry = GEOMETRIES["8-bit"]
-    codes, words = np.empty((0, 2), np.uint8), tensors_of(geometry)["codebooks"]
-    searcher = Searcher(codes, words, geometry, lists=Lists(codes, words, geometry))
-    assert (searcher.search(np.zeros((1, 8), np.float32), 3)[1] == -1).all()
+    made = made_of(np.empty((0, 2), np.uint8), geometry, [])
+    assert (made.listed.search(np.zeros((1, 8), np.float32), 3)[1] == -1).all()
 
 
 @pytest.mark.skipif(faiss.get_num_gpus() > 0, reason="there is a GPU")

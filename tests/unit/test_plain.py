@@ -12,10 +12,13 @@ from dq_cluster import __version__
 from dq_cluster.errors import DqError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.codefile import code_table, open_code_file, write_code_file
+from dq_cluster.index.codefile import code_table, open_code_file, row_schema, write_code_file
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.index.plain import PlainColumn, plain_runs, read_runs
+from dq_cluster.search.placement import Places
 from dq_cluster.search.rows import Rows
+from dq_cluster.search.segments import Segment
+from dq_cluster.search.stored_rows import StoredRows
 from dq_cluster.storage import Storage
 
 GEOMETRY = CodeGeometry(dim=8, m=4)
@@ -50,10 +53,8 @@ def test_values_are_found_where_they_lie(tmp_path: Path, rows: int) -> None:
         assert len(column) == rows
         some = RANDOM.integers(rows, size=1000)
         np.testing.assert_array_equal(column.take(some), ids[some])
-        np.testing.assert_array_equal(
-            column.find(ids[some[0]]), np.flatnonzero(ids == ids[some[0]])
-        )
-        assert not len(column.find(-1))
+        for start, count in ((0, rows), (some[0], 0), (some[0], min(9, rows - some[0]))):
+            np.testing.assert_array_equal(column.slice(start, count), ids[start : start + count])
 
 
 def test_what_is_encoded_is_left_to_parquet(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_a_file_cut_off_or_removed_under_a_reader(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="part ends within its values"):
         column.take(np.array([7, 50]))
     with pytest.raises(DqError, match="part ends within its values"):
-        column.find(-1)
+        column.slice(7, 44)
     with pytest.raises(IntegrityError, match="other ends within its values"):
         PlainColumn(tmp_path / "other", runs, np.dtype("<i8"))
 
@@ -120,7 +121,10 @@ def test_ids_in_place_and_copied_ones_make_one_shard(
         rows=start,
         producer=Producer(dq_cluster=__version__, run="test"),
     )
-    rows = Rows.load(Index.at(str(tmp_path)), manifest)
+    index, segment = Index.at(str(tmp_path)), Segment(manifest.files)
+    schema = row_schema(index.storage, manifest)
+    stored = StoredRows.load(index, manifest, segment, schema)
+    rows = Rows([stored], schema, Places([start], [0]))
     everything, ids = np.arange(start), np.concatenate(parts)
     found = rows.take(everything, ["id", *carried])
     np.testing.assert_array_equal(found.column("id").to_numpy(), ids)

@@ -11,19 +11,24 @@ from hypothesis import strategies as st
 
 from dq_cluster.errors import IntegrityError
 from dq_cluster.geometry import CodeGeometry
+from dq_cluster.index.codefile import row_schema
 from dq_cluster.index.compact import compact
 from dq_cluster.index.tombstones import delete_ids
 from dq_cluster.index.verify import verify
 from dq_cluster.model import quantizer
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.fit import embed_all, fit
+from dq_cluster.search.codebooks import Codebooks
+from dq_cluster.search.codes import Codes
 from dq_cluster.search.exact import Centroids
 from dq_cluster.search.merge import MISSING, rerank
-from dq_cluster.search.placement import plan_shards
-from dq_cluster.search.refine import Refiner
-from dq_cluster.search.rows import Rows
+from dq_cluster.search.placement import Places
+from dq_cluster.search.refine import Refiner, load_second_codes
 from dq_cluster.search.searcher import Searcher
-from tests.support import encode, make_index, make_vectors, train_words
+from dq_cluster.search.segments import Segment
+from dq_cluster.search.shard import load_whole
+from dq_cluster.search.stored_rows import StoredRows
+from tests.support import encode, make_index, make_vectors, shards_of, train_words
 
 SECOND = CodeGeometry(dim=16, m=8)
 Answer = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -43,7 +48,7 @@ def test_sharding_changes_neither_candidates_nor_winners(data: st.DataObject) ->
     candidates = k * data.draw(st.integers(2, 8), label="k_factor")
     cuts = data.draw(st.lists(st.integers(0, rows), max_size=4), label="cuts")
     first = CodeGeometry(dim=16, m=2)
-    codebooks = rng.normal(size=(2, 256, 8)).astype(np.float32)
+    codebooks = Codebooks.of({"codebooks": rng.normal(size=(2, 256, 8)).astype(np.float32)}, first)
     words = Centroids(rng.normal(size=(8, 256, 2)).astype(np.float32), SECOND)
     # Few distinct codes: equal scores at every cut.
     codes = rng.integers(0, 256, (12, 2), np.uint8)[rng.integers(12, size=rows)]
@@ -53,8 +58,8 @@ def test_sharding_changes_neither_candidates_nor_winners(data: st.DataObject) ->
     scores, ordinals, _ = rerank(
         [
             refined(
-                Searcher(codes[a:b], codebooks, first, base=a),
-                Refiner(second[a:b], words, base=a),
+                Searcher([Codes(codes[a:b], codebooks)], codebooks, Places([b - a], [a])),
+                Refiner([second[a:b]], words, Places([b - a], [a])),
                 queries,
                 candidates,
             )
@@ -63,7 +68,7 @@ def test_sharding_changes_neither_candidates_nor_winners(data: st.DataObject) ->
         k,
     )
 
-    _, found = Searcher(codes, codebooks, first).search(queries, candidates)
+    _, found = Searcher([Codes(codes, codebooks)], codebooks).search(queries, candidates)
     for query, row in enumerate(found):
         competing = np.sort(row[row != MISSING])
         exact = -np.square(queries[query].astype(float) - words.of(second[competing]))
@@ -77,9 +82,10 @@ def test_sharding_changes_neither_candidates_nor_winners(data: st.DataObject) ->
 @pytest.mark.parametrize("nlist", [0, 4])
 def test_deletes_compaction_and_verification_carry_it(tmp_path: Path, nlist: int) -> None:
     index, manifest, _ = make_index(str(tmp_path), rows=600, m=2, nlist=nlist, refine_m=8)
-    whole = Refiner.load(index, manifest)
+    before = load_whole(index, manifest)
+    whole = before.refiner
     assert whole is not None
-    ids = Rows.load(index, manifest).take(np.arange(600)).column("id").to_numpy()
+    ids = before.rows.take(np.arange(600)).column("id").to_numpy()
     kept = np.delete(np.arange(600), [0, 7, 599])
     wanted = {ids[row]: whole.embedding(int(row)) for row in kept}
 
@@ -87,20 +93,20 @@ def test_deletes_compaction_and_verification_carry_it(tmp_path: Path, nlist: int
     after = compact(index, target_rows=400)
     assert after.rows == 597
     assert verify(index).problems == ()
-    new_ids = Rows.load(index, after).take(np.arange(597)).column("id").to_numpy()
+    new_ids = load_whole(index, after).rows.take(np.arange(597)).column("id").to_numpy()
     for count in (1, 2):
-        parts = [(s, Refiner.load(index, after, s)) for s in plan_shards(after.files, count)]
-        for shard, part in parts:
-            assert part is not None
-            for ordinal in range(shard.base, shard.base + shard.rows, 17):
-                np.testing.assert_array_equal(part.embedding(ordinal), wanted[new_ids[ordinal]])
+        for shard in shards_of(index, after, count):
+            assert shard.refiner is not None
+            for ordinal in shard.shard.places.ordinals(np.arange(0, shard.shard.rows, 17)):
+                found = shard.refiner.embedding(int(ordinal))
+                np.testing.assert_array_equal(found, wanted[new_ids[ordinal]])
     assert set(new_ids) == set(wanted)
 
 
 def test_rows_that_tombstones_name_do_not_shift_the_others(tmp_path: Path) -> None:
     index, manifest, vectors = make_index(str(tmp_path), rows=300, m=2, refine_m=8)
-    before = Refiner.load(index, manifest)
-    after = Refiner.load(index, delete_ids(index, [0, 1, 2, 150]))
+    before = load_whole(index, manifest).refiner
+    after = load_whole(index, delete_ids(index, [0, 1, 2, 150])).refiner
     assert before is not None
     assert after is not None
     ordinals = np.array([[3, 149, 151, MISSING]])
@@ -111,15 +117,15 @@ def test_rows_that_tombstones_name_do_not_shift_the_others(tmp_path: Path) -> No
 
 def test_a_version_without_second_codes_has_no_refiner(tmp_path: Path) -> None:
     index, manifest, _ = make_index(str(tmp_path), rows=300)
-    assert Refiner.load(index, manifest) is None
+    assert load_whole(index, manifest).refiner is None
     assert "refine" not in manifest.to_json().decode()  # as it was before there were any
 
 
 def test_codes_are_those_of_an_unnamed_file(tmp_path: Path) -> None:
     index, manifest, _ = make_index(str(tmp_path), rows=300, refine_m=8)
-    refiner = Refiner.load(index, manifest)
-    assert refiner is not None
-    address = refiner._codes.ctypes.data
+    (segment, *_) = load_whole(index, manifest).segments
+    assert segment.second is not None
+    address = segment.second.ctypes.data
     for line in Path("/proc/self/maps").read_text().splitlines():
         begin, end = (int(edge, 16) for edge in line.split()[0].split("-"))
         if begin <= address < end:
@@ -136,8 +142,12 @@ def test_a_longer_code_finds_more_of_the_exact_neighbours() -> None:
     codes, _ = encode(vectors, {"codebooks": codebooks}, first)
     second, _ = encode(vectors, {"codebooks": words}, SECOND)
     queries = make_vectors(3050, 16)[3000:] + 0.05
+    of_first = Codebooks.of({"codebooks": codebooks}, first)
     answer = refined(
-        Searcher(codes, codebooks, first), Refiner(second, Centroids(words, SECOND)), queries, 100
+        Searcher([Codes(codes, of_first)], of_first),
+        Refiner([second], Centroids(words, SECOND), Places([3000], [0])),
+        queries,
+        100,
     )
     distances = np.square(queries[:, None] - vectors[None]).sum(2)
     exact = np.argsort(distances, axis=1)[:, :10]
@@ -169,21 +179,22 @@ def test_a_bucket_answers_like_a_disk(tmp_path: Path, s3: str) -> None:
     answers = []
     for uri in (str(tmp_path / "index"), f"{s3}/index"):
         index, manifest, vectors = make_index(uri, rows=900, files=40, refine_m=8, string_ids=True)
-        shard = plan_shards(manifest.files, 2)[1]
-        searcher, refiner = (
-            Searcher.load(index, manifest, shard),
-            Refiner.load(index, manifest, shard),
-        )
-        assert refiner is not None
-        found = refined(searcher, refiner, vectors[:5], 500)
-        rows = Rows.load(index, manifest, shard).take(np.arange(shard.base, 900), ["id", "label"])
-        answers.append((*found, rows))
+        shard = shards_of(index, manifest, 2)[1]
+        assert shard.refiner is not None
+        found = refined(shard.searcher, shard.refiner, vectors[:5], 500)
+        ordinals = shard.shard.places.ordinals(np.arange(shard.shard.rows))
+        answers.append((*found, ordinals, shard.rows.take(ordinals, ["id", "label"])))
     for one, other in zip(*answers, strict=True):
         assert one.equals(other) if hasattr(one, "equals") else np.array_equal(one, other)
     gone = manifest.files[0]
+    schema, segment = row_schema(index.storage, manifest), Segment(manifest.files)
     index.storage.delete(gone.path)
-    for load in (Searcher.load, Rows.load, Refiner.load):
+    for load in (
+        lambda: Codes.load(index, manifest, segment, Codebooks.load(index.storage, manifest)),
+        lambda: StoredRows.load(index, manifest, segment, schema),
+        lambda: load_second_codes(index, manifest, segment),
+    ):
         with pytest.raises(
             IntegrityError, match=rf"{gone.path} is named by the manifest but missing"
         ):
-            load(index, manifest)
+            load()

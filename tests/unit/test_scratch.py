@@ -24,15 +24,21 @@ from dq_cluster.errors import StorageError
 from dq_cluster.encode.plan import make_plan
 from dq_cluster.images.units import Unit
 from dq_cluster.index.catalog import Index
-from dq_cluster.search.refine import Refiner
-from dq_cluster.search.rows import Rows
-from dq_cluster.search.searcher import Searcher
+from dq_cluster.index.codefile import row_schema
+from dq_cluster.search.codebooks import Codebooks
+from dq_cluster.search.codes import Codes
+from dq_cluster.search.refine import load_second_codes
+from dq_cluster.search.segment_store import SegmentStore
+from dq_cluster.search.placement import Layout
+from dq_cluster.search.segments import Segment
 from dq_cluster.search.shard import load_shard
+from dq_cluster.search.stored_rows import StoredRows
 from dq_cluster.storage import Storage
 from dq_cluster.train.node import mapped, node_folder
 
 index = Index.at(sys.argv[1])
 manifest = index.manifest()
+whole = index, manifest, Segment(manifest.files)
 units = (Unit(f"{n}" * 60) for n in range(10**6))
 
 def matrix():
@@ -41,10 +47,10 @@ def matrix():
 
 def needy(what):
     match what:
-        case "codes": Searcher.load(index, manifest)
-        case "rows": Rows.load(index, manifest)
-        case "refine": Refiner.load(index, manifest)
-        case "shard": load_shard(index, 1, 0, 1)
+        case "codes": Codes.load(*whole, Codebooks.load(index.storage, manifest))
+        case "rows": StoredRows.load(*whole, row_schema(index.storage, manifest))
+        case "refine": load_second_codes(*whole)
+        case "shard": load_shard(SegmentStore(index), index, Layout(1, 1), 0)
         case "matrix": matrix()
         case "plan": make_plan(Storage(sys.argv[1]), "r", units, fragment_rows=9)
 

@@ -1,6 +1,7 @@
 """A Searcher answers exactly, and merged shards answer what one Searcher over all codes does."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,12 +15,16 @@ from dq_cluster.errors import InputError, IntegrityError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.tombstones import delete_ids
 from dq_cluster.search import faiss_index
+from dq_cluster.search.codebooks import Codebooks
+from dq_cluster.search.codes import Codes
 from dq_cluster.search.exact import Centroids, ExactScores
+from dq_cluster.search.filters import parse_filter
 from dq_cluster.search.merge import merge
-from dq_cluster.search.placement import plan_shards
-from dq_cluster.search.rows import Rows
+from dq_cluster.search.placement import Places
 from dq_cluster.search.searcher import Searcher
-from tests.support import encode, make_index, make_vectors
+from dq_cluster.search.selection import Selection
+from dq_cluster.search.shard import load_whole
+from tests.support import encode, make_index, make_vectors, shards_of
 
 GEOMETRIES = {
     "8-bit": CodeGeometry(dim=8, m=2, nbits=8),
@@ -47,15 +52,21 @@ def searcher_over(
     tensors: dict[str, np.ndarray],
     geometry: CodeGeometry,
     base: int = 0,
+    cuts: Sequence[int] = (),
 ) -> Searcher:
-    return Searcher(
-        codes,
-        tensors["codebooks"],
-        geometry,
-        cells=cells if geometry.nlist else None,
-        coarse_centroids=tensors["coarse_centroids"] if geometry.nlist else None,
-        base=base,
-    )
+    """`cuts`: where one segment ends and the next begins."""
+    codebooks = Codebooks.of(tensors, geometry)
+    edges = [0, *cuts, len(codes)]
+    segments = [
+        Codes(codes[a:b], codebooks, cells[a:b] if geometry.nlist else None)
+        for a, b in itertools.pairwise(edges)
+    ]
+    return Searcher(segments, codebooks, Places([len(codes)], [base]))
+
+
+def selection(keep: np.ndarray) -> Selection:
+    """`keep` (rows,) bool, over the one segment that a small index has."""
+    return Selection([keep])
 
 
 def brute_force(
@@ -93,10 +104,13 @@ def test_merged_shards_equal_one_index_and_the_definition(name: str, data: st.Da
         searcher_over(codes[a:b], cells[a:b], tensors, geometry, base=a).search(queries, k)
         for a, b in itertools.pairwise(edges)
     ]
+    cut = searcher_over(codes, cells, tensors, geometry, cuts=cuts).search(queries, k)
     scores, ordinals, _ = merge(answers, k)
 
     np.testing.assert_array_equal(ordinals, one[1])
     np.testing.assert_array_equal(scores, one[0])
+    np.testing.assert_array_equal(cut[1], one[1])
+    np.testing.assert_array_equal(cut[0], one[0])
     wanted_scores, wanted = brute_force(queries, codes, tensors, geometry)
     found = min(k, rows)
     np.testing.assert_array_equal(ordinals[:, :found], wanted[:, :found])
@@ -158,7 +172,8 @@ def test_scores_are_those_of_a_plain_faiss_index(name: str) -> None:
     plain = faiss_index.unfilled(0, tensors["codebooks"], geometry)
     plain.add_sa_codes(codes)
     found, labels = plain.search(vectors[:20], 10)
-    scores, ordinals = Searcher(codes, tensors["codebooks"], geometry).search(vectors[:20], 10)
+    searcher = searcher_over(codes, np.empty(0), tensors, geometry)
+    scores, ordinals = searcher.search(vectors[:20], 10)
     np.testing.assert_allclose(
         scores, found if geometry.metric == "ip" else -found, rtol=1e-4, atol=1e-4
     )
@@ -190,8 +205,9 @@ def test_a_kept_subset_is_searched_as_if_the_rest_did_not_exist(name: str, share
     cells = rng.integers(0, 5, 400).astype(np.int32)
     keep = rng.random(400) < share
     queries = rng.normal(size=(4, geometry.dim)).astype(np.float32)
-    scores, ordinals = searcher_over(codes, cells, tensors, geometry, base=7).search(
-        queries, 10, keep=keep
+    searcher = searcher_over(codes, cells, tensors, geometry, base=7, cuts=[0, 130])
+    scores, ordinals = searcher.search(
+        queries, 10, keep=Selection([keep[:0], keep[:130], keep[130:]])
     )
     rows = np.flatnonzero(keep)
     wanted_scores, wanted = brute_force(queries, codes[rows], tensors, geometry)
@@ -205,16 +221,16 @@ def test_a_kept_subset_is_searched_as_if_the_rest_did_not_exist(name: str, share
 @pytest.mark.parametrize("nlist", [0, 4])
 def test_loading_shards_from_storage(tmp_path: Path, nbits: Literal[4, 8], nlist: int) -> None:
     index, manifest, vectors = make_index(str(tmp_path), rows=700, nbits=nbits, nlist=nlist)
-    whole = Searcher.load(index, manifest)
+    whole = load_whole(index, manifest).searcher
     assert whole.rows == 700
-    parts = [Searcher.load(index, manifest, s) for s in plan_shards(manifest.files, 3)]
+    parts = [shard.searcher for shard in shards_of(index, manifest, 3)]
     queries = vectors[:6]
     scores, ordinals, _ = merge([part.search(queries, 30) for part in parts], 30)
     one_scores, one_ordinals = whole.search(queries, 30)
     np.testing.assert_array_equal(ordinals, one_ordinals)
     np.testing.assert_array_equal(scores, one_scores)
-    own = parts[1].embedding(parts[1].base)
-    np.testing.assert_array_equal(own, whole.embedding(parts[1].base))
+    first = int(parts[1].places.bases[0])
+    np.testing.assert_array_equal(parts[1].embedding(first), whole.embedding(first))
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: object) -> None:
@@ -222,12 +238,13 @@ def test_a_file_of_another_model_is_refused(tmp_path: object) -> None:
     _, other, _ = make_index(str(tmp_path), rows=300, seed=1)
     mixed = manifest.model_copy(update={"files": other.files})
     with pytest.raises(IntegrityError, match="model is"):
-        Searcher.load(index, mixed)
+        load_whole(index, mixed)
 
 
 def test_wrong_questions_are_refused() -> None:
     geometry = GEOMETRIES["8-bit"]
-    searcher = Searcher(np.zeros((3, 2), np.uint8), tensors_of(geometry)["codebooks"], geometry)
+    codes = np.zeros((3, 2), np.uint8)
+    searcher = searcher_over(codes, np.empty(0), tensors_of(geometry), geometry)
     with pytest.raises(InputError, match=r"shape \(n, 8\)"):
         searcher.search(np.zeros((1, 5), np.float32), 1)
     with pytest.raises(InputError, match="at least 1"):
@@ -241,26 +258,25 @@ def test_deleted_rows_are_gone_and_ordinals_stay(
 ) -> None:
     monkeypatch.setattr("dq_cluster.index.codefile._BATCH_ROWS", 64)  # several to a file
     index, before, vectors = make_index(str(tmp_path), rows=700, nbits=nbits, nlist=nlist)
-    whole = Searcher.load(index, before)
+    full = load_whole(index, before)
+    whole = full.searcher
     gone = [0, 1, 5, 99, 100, 350, 698, 699]
-    ids = Rows.load(index, before).take(np.arange(700)).column("id").to_pylist()
+    ids = full.rows.take(np.arange(700)).column("id").to_pylist()
     after = delete_ids(index, [ids[row] for row in gone])
     keep = np.ones(700, bool)
     keep[gone] = False
-    wanted = whole.search(vectors[:6], 40, keep=keep)
+    wanted = whole.search(vectors[:6], 40, keep=selection(keep))
     for count in (1, 3):
-        parts = [Searcher.load(index, after, s) for s in plan_shards(after.files, count)]
+        parts = [shard.searcher for shard in shards_of(index, after, count)]
         assert sum(part.rows for part in parts) == 692
         scores, ordinals, _ = merge([part.search(vectors[:6], 40) for part in parts], 40)
         np.testing.assert_array_equal(ordinals, wanted[1])
         np.testing.assert_array_equal(scores, wanted[0])
-    odd = np.arange(700) % 2 == 1
-    found = Searcher.load(index, after).search(vectors[:6], 40, keep=odd)
-    np.testing.assert_array_equal(found[1], whole.search(vectors[:6], 40, keep=odd & keep)[1])
+    left = load_whole(index, after)
     for row in (2, 101, 697):
-        np.testing.assert_array_equal(
-            Searcher.load(index, after).embedding(row), whole.embedding(row)
-        )
-    rows = Rows.load(index, after)
-    assert rows.find(ids[99]) is None
-    assert rows.find(ids[101]) == 101
+        np.testing.assert_array_equal(left.searcher.embedding(row), whole.embedding(row))
+    assert left.rows.find(ids[99]) is None
+    assert left.rows.find(ids[101]) == 101
+    label = parse_filter({"label": 1}, left.rows.schema)
+    kept = left.rows.matching(label)
+    assert kept.count == (keep & (np.arange(700) % 10 == 1)).sum()

@@ -26,6 +26,7 @@ from dq_cluster.errors import (
 )
 from dq_cluster.images.rejects import Reason, RejectError
 from dq_cluster.index.catalog import Index
+from dq_cluster.search.placement import Layout
 from dq_cluster.serve.api import CoverageError, SearchResponse, parse_request
 from dq_cluster.serve.config import Limits, ServeSettings
 from dq_cluster.serve.grpc import GrpcService
@@ -235,8 +236,8 @@ def test_storage_that_is_away_is_not_a_refused_version(
         make_version(uri, card, rows=300, files=2, seed=seed)
     surfaces = Surfaces(Failing(ServeSettings(index=uri, version=1, shards=2)))
 
-    def load(index: Index, version: int, *_: Any, **__: Any) -> Any:
-        raise StorageError("away") if version == 2 else IntegrityError("damaged")
+    def load(store: Any, index: Index, layout: Layout, *_: Any, **__: Any) -> Any:
+        raise StorageError("away") if layout.version == 2 else IntegrityError("damaged")
 
     monkeypatch.setattr("dq_cluster.serve.local.load_shard", load)
     try:
@@ -299,10 +300,10 @@ def test_an_id_in_a_shard_that_does_not_answer_is_not_absent(tmp_path: Path) -> 
     service = LocalService(ServeSettings(index=uri, shards=2))
     find = service._engine._shards.find
 
-    async def broken(shard: int, version: int, id: int | str, deadline: float) -> Any:
+    async def broken(shard: int, layout: Layout, id: int | str, deadline: float) -> Any:
         if shard == 1:
             raise ConnectionError("the replica died")
-        return await find(shard, version, id, deadline)
+        return await find(shard, layout, id, deadline)
 
     service._engine._shards.find = broken  # type: ignore[method-assign]
     with pytest.raises(UnavailableError, match="shard 1 did not answer"):

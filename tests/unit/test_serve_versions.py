@@ -21,6 +21,7 @@ from dq_cluster.errors import (
     UnavailableError,
 )
 from dq_cluster.index.catalog import Index
+from dq_cluster.search.placement import Layout
 from dq_cluster.serve.api import parse_request
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.held import Held
@@ -29,6 +30,15 @@ from dq_cluster.serve.local import LocalService
 from dq_cluster.serve.versions import SILENT_S, Versions, still_serving
 from tests.support import make_model, make_version
 
+SHARDS = 4
+
+
+def at(*versions: int) -> frozenset[Layout]:
+    return frozenset(Layout(version, SHARDS) for version in versions)
+
+
+LAYOUTS = st.frozensets(st.builds(Layout, st.integers(1, 5), st.integers(3, 4)), max_size=3)
+
 
 class VersionsMachine(RuleBasedStateMachine):
     """Routers that report, fall silent and come back, while versions are switched."""
@@ -36,11 +46,11 @@ class VersionsMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.versions = Versions(1, clock=lambda: self.now)
-        self.reports: dict[str, tuple[frozenset[int], float]] = {}
+        self.versions = Versions(1, SHARDS, clock=lambda: self.now)
+        self.reports: dict[str, tuple[frozenset[Layout], float]] = {}
 
-    @rule(router=st.sampled_from("abc"), in_use=st.frozensets(st.integers(1, 5), max_size=3))
-    def report(self, router: str, in_use: frozenset[int]) -> None:
+    @rule(router=st.sampled_from("abc"), in_use=LAYOUTS)
+    def report(self, router: str, in_use: frozenset[Layout]) -> None:
         assert self.versions.report(router, in_use) == self.versions.serving
         self.reports[router] = (in_use, self.now)
 
@@ -59,7 +69,7 @@ class VersionsMachine(RuleBasedStateMachine):
             assert needed is None, "routers of before may not have reported yet"
             return
         alive = [used for used, at in self.reports.values() if self.now - at < SILENT_S]
-        assert needed == {self.versions.serving}.union(*alive)
+        assert needed == at(self.versions.serving).union(*alive)
 
 
 TestVersions = VersionsMachine.TestCase
@@ -76,7 +86,7 @@ class HeldMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.gates: dict[int, threading.Event] = {}
         self.loads: list[int] = []
-        self.held: Held[str] = Held(self.load)
+        self.held: Held[int, str] = Held(self.load)
         self.wanted: set[int] = set()
 
     def load(self, version: int) -> str:
@@ -117,7 +127,7 @@ class HeldMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_else_is_held(self) -> None:
-        assert self.held.versions == self.wanted
+        assert self.held.keys == self.wanted
         assert set(self.held._held) <= self.wanted, "a load that was given up is held for ever"
         assert self.held._released <= set(self.held._loading)
 
@@ -141,10 +151,10 @@ def test_a_load_that_fails_is_tried_again() -> None:
         return answer
 
     async def run() -> None:
-        held: Held[str] = Held(load)
+        held: Held[int, str] = Held(load)
         with pytest.raises(StorageError):
             await held.get(1)
-        assert held.versions == frozenset()
+        assert held.keys == frozenset()
         assert await held.get(1) == "loaded"
 
     asyncio.run(run())
@@ -173,7 +183,7 @@ class Shard:
         self.under_way: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
-        self.answers: dict[int, Any] = {}
+        self.answers: dict[Layout, Any] = {}
 
     def broadcast(self, method: str, argument: Any) -> "Shard":
         assert not self.under_way, f"{method} while {self.under_way}"
@@ -197,7 +207,7 @@ class Cluster:
     """A keeper over shards of the test, a clock that the test moves, and the cluster's memory."""
 
     def __init__(self, uri: str, **asked: Any) -> None:
-        self.settings = ServeSettings(index=uri, **asked)
+        self.settings = ServeSettings(index=uri, shards=SHARDS, **asked)
         self.now = 0.0
         self.memory, self.shards = Memory(), [Shard(), Shard()]
 
@@ -234,7 +244,7 @@ def test_a_keeper_remembers_what_was_switched_to(uri: str) -> None:
             # Nobody has told it yet: not a router, and CURRENT is another version.
             assert await keeper.serving() == 2
             assert await keeper.follow("a new router", frozenset()) == 2
-            assert await keeper.follow("a router that missed the switch", frozenset({1})) == 2
+            assert await keeper.follow("a router that missed the switch", at(1)) == 2
 
     asyncio.run(run())
 
@@ -261,32 +271,32 @@ def test_what_is_loading_is_not_released(uri: str) -> None:
     async def run() -> None:
         cluster = Cluster(uri, version=1)
         keeper = await cluster.start()
-        await keeper.follow("a", frozenset({1}))
+        await keeper.follow("a", at(1))
         assert await keeper.switch(2) is None
         cluster.now = SILENT_S
         for shard in cluster.shards:
             shard.gate.clear()
         switching = asyncio.ensure_future(keeper.switch(3))
         await asyncio.sleep(0)
-        await keeper.follow("a", frozenset({2}))
+        await keeper.follow("a", at(2))
         tidying = asyncio.ensure_future(keeper.tidy())
         for _ in range(5):
             await asyncio.sleep(0)
-        assert cluster.orders() == [("load", 2), ("load", 3)]
+        assert cluster.orders() == [("load", Layout(2, SHARDS)), ("load", Layout(3, SHARDS))]
         for shard in cluster.shards:
             shard.gate.set()
         assert await switching is None
         await tidying
-        assert cluster.orders()[2:] == [("release", {2, 3})]
+        assert cluster.orders()[2:] == [("release", at(2, 3))]
         await keeper.tidy()
         assert len(cluster.orders()) == 3, "what is done is not done again at once"
         cluster.now += SILENT_S / 2
-        await keeper.follow("a", frozenset({3}))
+        await keeper.follow("a", at(3))
         await keeper.tidy()
-        assert cluster.orders()[3:] == [("release", {3})]
+        assert cluster.orders()[3:] == [("release", at(3))]
         cluster.now += 100
         await keeper.tidy()
-        assert cluster.orders()[4:] == [("release", {3})], "for those that missed it"
+        assert cluster.orders()[4:] == [("release", at(3))], "for those that missed it"
 
     asyncio.run(run())
 
@@ -296,15 +306,15 @@ def test_a_refused_switch_changes_nothing_and_is_released(uri: str) -> None:
         cluster = Cluster(uri, version=1)
         keeper = await cluster.start()
         cluster.shards[1].answers = {
-            2: IntegrityError("shard 1 refused version 2: damaged"),
-            3: TimeoutError(),
+            Layout(2, SHARDS): IntegrityError("shard 1 refused version 2: damaged"),
+            Layout(3, SHARDS): TimeoutError(),
         }
         cluster.now = SILENT_S
         await keeper.tidy()
-        assert cluster.orders() == [("release", {1})]
+        assert cluster.orders() == [("release", at(1))]
         refused = await keeper.switch(2)
         await keeper.tidy()
-        assert cluster.orders()[1:] == [("load", 2), ("release", {1})]
+        assert cluster.orders()[1:] == [("load", Layout(2, SHARDS)), ("release", at(1))]
         assert isinstance(refused, IntegrityError)
         assert "damaged" in str(refused)
         late = await keeper.switch(3)
@@ -312,7 +322,7 @@ def test_a_refused_switch_changes_nothing_and_is_released(uri: str) -> None:
         assert "did not load in 600 s (load_timeout_s)" in str(late)
         assert await keeper.serving() == 1 == cluster.memory.version
         await keeper.tidy()
-        assert cluster.orders()[3:] == [("load", 3), ("release", {1})]
+        assert cluster.orders()[3:] == [("load", Layout(3, SHARDS)), ("release", at(1))]
 
     asyncio.run(run())
 
@@ -336,11 +346,11 @@ def test_a_restarted_keeper_releases_nothing_until_every_router_reported(uri: st
         keeper = await cluster.start()
         cluster.now = SILENT_S - 1
         await keeper.tidy()
-        assert cluster.orders() == [("load", 2)]
-        await keeper.follow("slow", frozenset({1}))
+        assert cluster.orders() == [("load", Layout(2, SHARDS))]
+        await keeper.follow("slow", at(1))
         cluster.now = SILENT_S
         await keeper.tidy()
-        assert cluster.orders()[1:] == [("release", {1, 2})]
+        assert cluster.orders()[1:] == [("release", at(1, 2))]
 
     asyncio.run(run())
 
@@ -361,7 +371,7 @@ def test_a_release_that_a_replica_missed_is_said_again(uri: str) -> None:
         broken.results_async = results  # type: ignore[method-assign]
         await keeper.tidy()
         await keeper.tidy()
-        assert cluster.orders() == [("release", {1})] * 2
+        assert cluster.orders() == [("release", at(1))] * 2
 
     asyncio.run(run())
 
@@ -395,13 +405,13 @@ def test_a_local_service_holds_what_its_queries_use(uri: str) -> None:
         service = LocalService(ServeSettings(index=uri, version=1, shards=2))
         for version in (2, 3, 1, 2):
             assert (await service.refresh(version)).version == version
-            assert service._held.versions == {version}
+            assert service._held.keys == {version}
         with service._engine._pinned() as served:  # as a query does
             await asyncio.gather(service.refresh(1), service.refresh(3), service.refresh(1))
             assert served.manifest.version == 2
-            assert service._held.versions == {1, 2}
+            assert service._held.keys == {1, 2}
         answer = await service.search(parse_request({"id": 5}))
         assert answer.version == 1
-        assert service._held.versions == {1}
+        assert service._held.keys == {1}
 
     asyncio.run(run())

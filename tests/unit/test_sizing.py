@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from dq_cluster.errors import ConfigError, DoesNotFitError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.sizing import SizingRequest, size_index
-from dq_cluster.search.shard import check_fits
+from dq_cluster.search.room import check_fits
 
 
 def test_two_billion_images_of_64_bits() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dq_cluster.errors import InputError, UnavailableError
+from dq_cluster.search.placement import Layout
 from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.fanout import Failure
 from dq_cluster.serve.wire import messages, proof
@@ -34,7 +35,7 @@ from dq_cluster.serve.wire.server import ShardServer
 
 SECRET = b"s" * 32
 QUERY = ShardQuery(
-    version=3,
+    layout=Layout(3, 2),
     embeddings=np.arange(8, dtype=np.float32).reshape(2, 4),
     k=5,
     nprobe=1,
@@ -83,9 +84,9 @@ ROWS = pa.table({"id": [1, 2], "word": ["a", None]})
 BODIES = [
     messages.pack_query(QUERY),
     messages.pack_answer(ShardAnswer(np.ones((2, 5), np.float32), np.ones((2, 5), np.int64), 0.5)),
-    messages.pack_find(1, 2**63 + 1),
+    messages.pack_find(Layout(1, 2), 2**63 + 1),
     messages.pack_item(Item(np.ones(4, np.float32), "a.jpg")),
-    messages.pack_take(1, np.arange(3), ("word",)),
+    messages.pack_take(Layout(1, 2), np.arange(3), ("word",)),
     messages.pack_table(ROWS),
     messages.pack_failure(Failure("why")),
 ]
@@ -121,14 +122,14 @@ def test_bodies_come_out_as_they_went_in(sent: list[np.ndarray], values: dict[st
 def test_messages_come_out_as_they_went_in() -> None:
     query = messages.unpack_query(messages.pack_query(QUERY))
     np.testing.assert_array_equal(query.embeddings, QUERY.embeddings)
-    for name in ("version", "k", "nprobe", "k_factor", "filter", "trace"):
+    for name in ("layout", "k", "nprobe", "k_factor", "filter", "trace"):
         assert getattr(query, name) == getattr(QUERY, name)
     second = np.full((2, 5), 7, np.float32)
     answer = ShardAnswer(second - 1, np.arange(10).reshape(2, 5), 0.25, second)
     again = messages.unpack_answer(messages.pack_answer(answer))
     np.testing.assert_array_equal(again.ordinals, answer.ordinals)
     np.testing.assert_array_equal(again.second_scores, second)
-    assert messages.unpack_find(messages.pack_find(1, "é")) == (1, "é")
+    assert messages.unpack_find(messages.pack_find(Layout(1, 2), "é")) == (Layout(1, 2), "é")
     assert messages.unpack_item(messages.pack_item(None)) is None
     assert messages.unpack_table(messages.pack_table(ROWS)).equals(ROWS)
     assert messages.unpack_failure(messages.pack_failure(Failure("w", refused=True))).refused
@@ -176,7 +177,7 @@ def soon() -> float:
 
 
 async def who(replicas: Replicas, deadline: float | None = None) -> str | None:
-    found = await replicas.find(0, 1, "id", deadline or soon())
+    found = await replicas.find(0, Layout(1, 2), "id", deadline or soon())
     assert isinstance(found, Item)
     return found.uri
 
@@ -251,7 +252,7 @@ def test_who_does_not_know_the_secret_is_not_served_and_not_believed() -> None:
         with pytest.raises(UnavailableError, match="closed the connection"):
             await Link.to(address, b"another", lambda: None)
         reader, writer = await asyncio.open_connection(*address)
-        writer.write(b"".join(pack(Kind.FIND, 1, messages.pack_find(1, 1))))
+        writer.write(b"".join(pack(Kind.FIND, 1, messages.pack_find(Layout(1, 2), 1))))
         frames = list(FrameReader(MAX_BYTES).feed(await reader.read()))
         assert [frame.kind for frame in frames] == [Kind.CHALLENGE]
         writer.close()

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from dq_cluster.search.merge import MISSING
+from dq_cluster.search.placement import Layout
 from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.fanout import Failure
 from dq_cluster.serve.wire.frames import WireError, pack_body, unpack_body
@@ -15,7 +16,7 @@ Body = bytes | memoryview
 
 def pack_query(query: ShardQuery) -> bytes:
     values = {
-        "version": query.version,
+        "layout": query.layout,
         "k": query.k,
         "nprobe": query.nprobe,
         "k_factor": query.k_factor,
@@ -29,7 +30,8 @@ def unpack_query(body: Body) -> ShardQuery:
     values, arrays = unpack_body(body)
     try:
         (embeddings,) = arrays
-        return ShardQuery(embeddings=embeddings, **values)
+        layout = _layout(values.pop("layout", None))
+        return ShardQuery(layout=layout, embeddings=embeddings, **values)
     except (TypeError, ValueError) as error:
         raise WireError(f"no query: {error}") from None
 
@@ -52,13 +54,13 @@ def unpack_answer(body: Body) -> ShardAnswer:
     return ShardAnswer(scores, ordinals, seconds, second[0] if second else None, ids)
 
 
-def pack_find(version: int, id: int | str) -> bytes:
-    return pack_body({"version": version, "id": id})
+def pack_find(layout: Layout, id: int | str) -> bytes:
+    return pack_body({"layout": layout, "id": id})
 
 
-def unpack_find(body: Body) -> tuple[int, int | str]:
+def unpack_find(body: Body) -> tuple[Layout, int | str]:
     values, _ = unpack_body(body)
-    return _of(values, "version", int), _of(values, "id", int | str)
+    return _layout(values.get("layout")), _of(values, "id", int | str)
 
 
 def pack_item(item: Item | None) -> bytes:
@@ -70,15 +72,15 @@ def unpack_item(body: Body) -> Item | None:
     return Item(arrays[0], values.get("uri")) if arrays else None
 
 
-def pack_take(version: int, ordinals: np.ndarray, columns: tuple[str, ...]) -> bytes:
-    return pack_body({"version": version, "columns": columns}, [ordinals.astype(np.int64)])
+def pack_take(layout: Layout, ordinals: np.ndarray, columns: tuple[str, ...]) -> bytes:
+    return pack_body({"layout": layout, "columns": columns}, [ordinals.astype(np.int64)])
 
 
-def unpack_take(body: Body) -> tuple[int, np.ndarray, tuple[str, ...]]:
+def unpack_take(body: Body) -> tuple[Layout, np.ndarray, tuple[str, ...]]:
     values, arrays = unpack_body(body)
     if len(arrays) != 1 or arrays[0].ndim != 1 or arrays[0].dtype != np.int64:
         raise WireError("no rows to take")
-    return _of(values, "version", int), arrays[0], tuple(_of(values, "columns", list))
+    return _layout(values.get("layout")), arrays[0], tuple(_of(values, "columns", list))
 
 
 def pack_table(table: pa.Table) -> bytes:
@@ -107,6 +109,13 @@ def pack_failure(failure: Failure) -> bytes:
 def unpack_failure(body: Body) -> Failure:
     values, _ = unpack_body(body)
     return Failure(_of(values, "reason", str), refused=_of(values, "refused", bool))
+
+
+def _layout(value: Any) -> Layout:
+    match value:
+        case [int(version), int(shards)] if shards > 0:
+            return Layout(version, shards)
+    raise WireError(f"layout is {value!r}")
 
 
 def _of(values: dict[str, Any], name: str, kind: Any) -> Any:

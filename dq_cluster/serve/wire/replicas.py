@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from dq_cluster.errors import UnavailableError
+from dq_cluster.search.placement import Layout
 from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.fanout import Failure
 from dq_cluster.serve.wire import messages
@@ -131,20 +132,20 @@ class Replicas:
         return _read(answer, messages.unpack_answer)
 
     async def find(
-        self, shard: int, version: int, id: int | str, deadline: float
+        self, shard: int, layout: Layout, id: int | str, deadline: float
     ) -> Item | Failure | None:
-        body = messages.pack_find(version, id)
+        body = messages.pack_find(layout, id)
         return _read(await self._shards[shard].ask(Kind.FIND, body, deadline), messages.unpack_item)
 
     async def take(
         self,
         shard: int,
-        version: int,
+        layout: Layout,
         ordinals: np.ndarray,
         columns: tuple[str, ...],
         deadline: float,
     ) -> pa.Table | Failure:
-        body = messages.pack_take(version, ordinals, columns)
+        body = messages.pack_take(layout, ordinals, columns)
         return _read(
             await self._shards[shard].ask(Kind.TAKE, body, deadline), messages.unpack_table
         )

@@ -109,6 +109,10 @@ class PlainColumn:
             for block in _blocks(self._file, self._path, self._runs, self._dtype.itemsize):
                 yield block.view(self._dtype)[:, 0]
 
+    def at(self, row: int) -> int:
+        """The value of one row, a whole number."""
+        return int(self.take(np.array([row]))[0])
+
     def slice(self, start: int, rows: int) -> np.ndarray:
         """The values (rows,) from row `start` on."""
         found = []

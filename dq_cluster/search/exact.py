@@ -51,7 +51,9 @@ class ExactScores:
 
     def of(self, codes: np.ndarray | Stacked, rows: np.ndarray) -> np.ndarray:
         """Scores (n, k) float32 of the codes (…, code_size) at `rows` (n, k)."""
-        pieces = max(1, rows.size * self._geometry.m // _BLOCK)
+        pieces = rows.size * self._geometry.m // _BLOCK
+        if pieces <= 1:
+            return self._of(codes[rows])
         return np.hstack([self._of(codes[part]) for part in np.array_split(rows, pieces, axis=1)])
 
     def _of(self, codes: np.ndarray) -> np.ndarray:

@@ -34,6 +34,7 @@ class Rows:
         sizes = [sum(map(len, segment.ids)) for segment in segments]
         self._segment_starts = np.cumsum([0, *sizes])
         self._ids = [piece for segment in segments for piece in segment.ids]
+        self._id_at = [_reader(piece) for piece in self._ids]
         self._batches = [batch for segment in segments for batch in segment.batches]
         self._starts = np.cumsum([0, *map(len, self._ids)])
         self._batch_starts = np.cumsum([0, *map(len, self._batches)])
@@ -61,6 +62,16 @@ class Rows:
             found["id"] = _by_row(self._ids, self._starts, rows, _ids_of)["id"]
         return pa.table({name: found[name] for name in columns})
 
+    def ids(self, ordinals: np.ndarray) -> list[int | str]:
+        """The ids of the rows `ordinals` (n,), as `take` has them; quicker for a few."""
+        rows = self._places.rows_of(ordinals)
+        numbers = self._starts.searchsorted(rows, side="right") - 1
+        places = rows - self._starts[numbers]
+        return [
+            self._id_at[number](row)
+            for number, row in zip(numbers.tolist(), places.tolist(), strict=True)
+        ]
+
     def find(self, id: int | str) -> int | None:
         """The ordinal of the first row with this id that is not deleted."""
         key = key_of(id)
@@ -71,9 +82,10 @@ class Rows:
             rows = start + rows
             if self._live is not None:
                 rows = rows[self._live.holds(rows)]
-            for ordinal in self._places.ordinals(rows):
-                if self.take(ordinal[None]).column("id")[0].as_py() == id:
-                    return int(ordinal)
+            ordinals = self._places.ordinals(rows)
+            for ordinal, found in zip(ordinals.tolist(), self.ids(ordinals), strict=True):
+                if found == id:
+                    return ordinal
         return None
 
     def matching(self, filter: Filter) -> Selection:
@@ -96,6 +108,15 @@ def _id_batches(segment: StoredRows) -> Iterator[pa.RecordBatch]:
     for ids in segment.ids:
         for block in ids.blocks() if isinstance(ids, PlainColumn) else [ids]:
             yield pa.RecordBatch.from_arrays([pa.array(block)], ["id"])
+
+
+def _reader(ids: Ids) -> Callable[[int], int | str]:
+    """What gives the id of a row of a piece."""
+    if isinstance(ids, PlainColumn):
+        return ids.at
+    if pa.types.is_integer(ids.type):
+        return ids.to_numpy().item
+    return lambda row: ids[row].as_py()
 
 
 T = TypeVar("T")

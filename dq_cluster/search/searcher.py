@@ -85,8 +85,10 @@ class Searcher:
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}")
         probes = min(nprobe or self.geometry.nlist, self.geometry.nlist)
+        if len(queries) <= _TOGETHER:
+            return self._search(queries, k, probes, keep)
         blocks = [queries[start : start + _TOGETHER] for start in range(0, len(queries), _TOGETHER)]
-        answers = [self._search(block, k, probes, keep) for block in blocks or [queries]]
+        answers = [self._search(block, k, probes, keep) for block in blocks]
         return np.vstack([a[0] for a in answers]), np.vstack([a[1] for a in answers])
 
     def weight(self, rows: Selection) -> int:
@@ -129,14 +131,15 @@ class Searcher:
             exact = ExactScores(open_queries, self._codebooks.centroids)
             slack = self._slack(open_queries, exact, rounded=not isinstance(scan, OnGpu))
             scored = exact.of(self._codes, labels)
-            scored = np.where(labels == MISSING, np.float32(-np.inf), scored)
-            order = best(scored, labels, k)
-            scored = np.take_along_axis(scored, order, axis=1)
-            winners = np.take_along_axis(labels, order, axis=1)
+            scored[labels == MISSING] = -np.inf
+            at = np.arange(len(pending))[:, None], best(scored, labels, k)
+            scored, winners = scored[at], labels[at]
             everything = (short & (self.geometry.nlist > 0)) | (depth == scan.rows)
             done = everything | (~short & (worst + slack < scored[:, -1]))
             places = winners[done]
             there = np.where(places == MISSING, MISSING, self.places.ordinals(places))
+            if there.shape == scores.shape:  # all at once, as nearly always
+                return scored, there
             scores[pending[done], : places.shape[1]] = scored[done]
             ordinals[pending[done], : places.shape[1]] = there
             pending = pending[~done]
@@ -164,10 +167,11 @@ class Searcher:
 
         rounded: whether by fast-scan's tables, where such codes have them.
         """
-        length = np.linalg.norm(queries.astype(np.float64), axis=1)
+        length = np.sqrt(np.square(queries, dtype=np.float64).sum(axis=1))
         slack = _ROUNDING * (length + self._codebooks.centroids.longest) ** 2
         if rounded and faiss_index.scans_fast(self.geometry):
             # Fast-scan rounds its tables to 255 steps over the span of the widest one: each of
             # the m terms is off by at most half a step.
-            slack += np.ptp(exact.tables, axis=0).max(axis=1) * self.geometry.m / 510
+            spans = exact.tables.max(axis=0) - exact.tables.min(axis=0)
+            slack += spans.max(axis=1) * self.geometry.m / 510
         return slack

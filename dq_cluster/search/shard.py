@@ -107,7 +107,7 @@ class LoadedShard:
             second = self.refiner.scores(query.embeddings, ordinals)
         ids = None
         if ordinals.size <= _FEW:
-            ids = self.take(ordinals[ordinals != MISSING], ()).column("id").to_pylist()
+            ids = self.rows.ids(ordinals[ordinals != MISSING])
         return ShardAnswer(scores, ordinals, time.perf_counter() - begin, second, ids)
 
     def take(self, ordinals: np.ndarray, columns: Sequence[str]) -> pa.Table:

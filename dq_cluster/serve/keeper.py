@@ -18,7 +18,7 @@ from dq_cluster.serve.versions import Versions
 
 logger = logging.getLogger(__name__)
 
-FOLLOW_S = 0.5  # how often routers ask, seconds
+FOLLOW_S = 1.0  # how often routers ask, seconds
 _RELEASE_S = 10.0  # how long replicas may take to forget versions
 _AGAIN_S = 60.0  # replicas that missed it, or loaded for a query that came late, are told again
 

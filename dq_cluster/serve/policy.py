@@ -55,16 +55,20 @@ class Latencies:
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=_WINDOW)
+        self._new = 0  # since the limit was computed
+        self._limit = _HEDGE_UNKNOWN_S
 
     def add(self, seconds: float) -> None:
         self._recent.append(seconds)
+        self._new += 1
 
     def hedge_after(self) -> float:
-        """Seconds after which a request is slower than 95% of its kind."""
-        if len(self._recent) < _ENOUGH:
-            return _HEDGE_UNKNOWN_S
-        ordered = sorted(self._recent)
-        return max(_HEDGE_FLOOR_S, ordered[int(0.95 * len(ordered))])
+        """Seconds after which a request is slower than 95% of its kind, lately."""
+        if self._new >= _ENOUGH:
+            ordered = sorted(self._recent)
+            self._limit = max(_HEDGE_FLOOR_S, ordered[int(0.95 * len(ordered))])
+            self._new = 0
+        return self._limit
 
 
 class HedgeBudget:

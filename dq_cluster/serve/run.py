@@ -26,7 +26,7 @@ _SHUTDOWN_S = 120.0
 def fast_serve() -> None:
     """Turn on Serve's throughput switches; only works before Ray is started or joined.
 
-    HAProxy instead of the Python proxy, gRPC between deployments, one event loop per replica.
+    HAProxy instead of the Python proxy, one event loop per replica, fewer rounds when idle.
     HAProxy's own ports are moved to free ones: their defaults collide when two Rays share a
     machine. What the environment already says is kept, and a cluster that is joined (RAY_ADDRESS)
     has its switches from its own nodes.
@@ -35,6 +35,10 @@ def fast_serve() -> None:
         return
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    # Serve looks after its replicas ten times a second, and they report their metrics as often:
+    # idle, that is half of what a small service uses.
+    os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", "5000")
     # No load balancer stands before this Serve that would need time to notice its end.
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
     os.environ.setdefault("RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S", "1")

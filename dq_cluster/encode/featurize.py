@@ -5,7 +5,7 @@ from typing import Any
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.encode.config import FeaturizeSettings
 from dq_cluster.encode.coverage import look_again, summary
-from dq_cluster.encode.fragment import Job
+from dq_cluster.encode.fragment import EncodeJob
 from dq_cluster.encode.gate import check_rejects
 from dq_cluster.encode.ledger import Ledger
 from dq_cluster.encode.outputs import FeatureOutput
@@ -56,7 +56,7 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
             fragment_rows=settings.fragment_rows,
             written=["", _REJECTS],
         )
-        job = Job(
+        job = EncodeJob(
             source=settings.source,
             carried=source_schema(settings.source).remove(0),
             output=FeatureOutput(

@@ -47,7 +47,7 @@ _AHEAD = 2
 
 
 @dataclass(frozen=True)
-class Job:
+class EncodeJob:
     """All that an actor must know. Where the run keeps its plan, ledger, and rejects.
 
     carried: the carried columns, with the types that they have in every file of the run.
@@ -83,7 +83,7 @@ class FragmentEncoder:
     for storage, the other keeps the networks busy. The networks run for one at a time.
     """
 
-    def __init__(self, job: Job, reports: ActorHandle | None = None) -> None:
+    def __init__(self, job: EncodeJob, reports: ActorHandle | None = None) -> None:
         configure_logging()
         self._job, self._reports = job, reports
         self._ledger = Ledger(job.storage, job.run)
@@ -193,7 +193,7 @@ class FragmentEncoder:
 
 
 def _stream(
-    job: Job, lanes: list[list[Unit]], expected: Expectation, apart: bool
+    job: EncodeJob, lanes: list[list[Unit]], expected: Expectation, apart: bool
 ) -> Iterator[tuple[int, Chunk]]:
     """Chunks of all lanes as they come, with the number of their lane."""
     # Beside their encoder, on CPUs that it claimed for them: loading tasks that had to find CPUs

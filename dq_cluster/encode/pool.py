@@ -12,7 +12,7 @@ from dq_cluster.cluster import quiet_data_context
 from dq_cluster.cluster.failures import plain_errors
 from dq_cluster.cluster.room import Need, patience_of, wait_for_room
 from dq_cluster.encode.config import PoolSettings
-from dq_cluster.encode.fragment import FragmentEncoder, Job
+from dq_cluster.encode.fragment import EncodeJob, FragmentEncoder
 from dq_cluster.encode.gate import allowed_rejects
 from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.progress import RunProgress
@@ -30,7 +30,7 @@ _MAX_BLOCKS = 4096
 
 
 def run_fragments(
-    job: Job, pool: PoolSettings, name: str, max_reject_fraction: float | None
+    job: EncodeJob, pool: PoolSettings, name: str, max_reject_fraction: float | None
 ) -> dict[str, Any]:
     """Encode every fragment that the ledger does not have. Returns figures of this session.
 
@@ -58,7 +58,7 @@ def run_fragments(
         return _summary(progress, pool)
 
 
-def _receipts(job: Job, pool: PoolSettings, todo: list[int]) -> Iterator[Receipt]:
+def _receipts(job: EncodeJob, pool: PoolSettings, todo: list[int]) -> Iterator[Receipt]:
     context = quiet_data_context()  # RunProgress shows what a user needs
     # Another driver may take the room that was there a moment ago.
     context.wait_for_min_actors_s = round(patience_of(os.environ).taken + _START_S)

@@ -11,7 +11,7 @@ import pytest
 
 from dq_cluster.client import Client
 from dq_cluster.encode.config import EncodeSettings
-from dq_cluster.encode.fragment import FragmentEncoder, Job, _Gathered
+from dq_cluster.encode.fragment import EncodeJob, FragmentEncoder, _Gathered
 from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.load import load
 from dq_cluster.encode.outputs import CodeOutput
@@ -252,7 +252,7 @@ def test_fragments_of_one_pile_have_its_types(
     plan = make_plan(index.storage, "runs/r", units, fragment_rows=6)
     schema = source_schema(source).remove(0)
     output = CodeOutput(index.storage, card.digest, "data/r", False, ("x",), 64, 1)
-    job = Job(source, schema, output, index.storage, "runs/r", "data/r", plan, 1)
+    job = EncodeJob(source, schema, output, index.storage, "runs/r", "data/r", plan, 1)
     worker, encoder = FragmentEncoder(job), output.open()
     for number in range(plan.fragments):
         gathered = _Gathered()

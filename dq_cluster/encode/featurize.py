@@ -7,7 +7,6 @@ from dq_cluster.encode.config import FeaturizeSettings
 from dq_cluster.encode.coverage import look_again, summary
 from dq_cluster.encode.fragment import EncodeJob
 from dq_cluster.encode.gate import check_rejects
-from dq_cluster.encode.ledger import Ledger
 from dq_cluster.encode.outputs import FeatureOutput
 from dq_cluster.encode.plan import find_plan
 from dq_cluster.encode.pool import run_fragments
@@ -15,6 +14,7 @@ from dq_cluster.encode.publish import check_complete
 from dq_cluster.encode.request import FeaturizeRequest
 from dq_cluster.encode.resume import check_request, check_source, resume
 from dq_cluster.errors import ConfigError
+from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.sources import source_schema
 from dq_cluster.index.stored import check_stored
 from dq_cluster.run import Run

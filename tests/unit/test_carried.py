@@ -12,13 +12,13 @@ import pytest
 from dq_cluster.client import Client
 from dq_cluster.encode.config import EncodeSettings
 from dq_cluster.encode.fragment import EncodeJob, FragmentEncoder, _Gathered
-from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.load import load
 from dq_cluster.encode.outputs import CodeOutput
 from dq_cluster.encode.plan import Plan, PlanReader, make_plan
 from dq_cluster.encode.publish import publish_run
 from dq_cluster.encode.run import encode
 from dq_cluster.errors import InputError, IntegrityError
+from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.sources import open_source, source_schema
 from dq_cluster.index.catalog import Index

@@ -138,14 +138,14 @@ def test_what_cannot_be_answered(ray_cluster: None, tmp_path: Path) -> None:
 
 def test_duplicates_are_found_and_all_but_one_go(ray_cluster: None, tmp_path: Path) -> None:
     uri, output = str(tmp_path / "index"), str(tmp_path / "out")
-    vectors = make_vectors(60, 16, seed=3) * 5
+    vectors = make_vectors(300, 16, seed=3) * 5
     embeddings = np.concatenate([vectors, vectors[:20], vectors[:5]])
-    index, _, _ = make_index(uri, rows=85, files=4, m=16, embeddings=embeddings)
+    index, _, _ = make_index(uri, rows=325, files=4, m=16, embeddings=embeddings)
     asked = {"index": uri, "output": output, "within": 0.0}
     found = duplicates(DuplicatesSettings(**asked, keep="max:label"))
     table = pq.read_table(Path(output) / "duplicates.parquet").to_pylist()
     shard = load_whole(index, index.manifest())
-    codes = shard.embeddings(np.arange(85))
+    codes = shard.embeddings(np.arange(325))
     groups: dict[int, list[int]] = {}
     for row in table:
         groups.setdefault(row["group"], []).append(row["id"])

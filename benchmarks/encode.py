@@ -33,11 +33,11 @@ import torch
 from PIL import Image
 
 from dq_cluster.encode.config import EncodeSettings, PoolSettings
-from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.load import Expectation, load
 from dq_cluster.encode.outputs import CodeEncoder, CodeOutput
 from dq_cluster.encode.publish import run_folder
 from dq_cluster.encode.run import encode
+from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.images.backbone import load_backbone
 from dq_cluster.images.config import BackboneSettings, SourceSettings
 from dq_cluster.images.sources import open_source

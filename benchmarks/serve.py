@@ -140,7 +140,7 @@ def bare_faiss(uri: str, k: int, seconds: float) -> list[dict[str, Any]]:
     searcher, segments = shard.searcher, shard.segments
     loaded = time.perf_counter() - begin
     codes = np.vstack([segment.codes.codes for segment in segments])
-    whole = flat(codes, shard.codebooks.words, searcher.geometry)
+    whole = flat(codes, shard.codebooks.vectors, searcher.geometry)
     queries = np.random.default_rng(1).normal(size=(64, DIM)).astype(np.float32)
     rows = []
     for name, search in (("bare faiss", whole.search), ("Searcher", searcher.search)):

@@ -12,14 +12,23 @@ if TYPE_CHECKING:
     from dq_cluster.encode.featurize import featurize
     from dq_cluster.evaluate.version import evaluate_version
     from dq_cluster.index.catalog import Index
+    from dq_cluster.neighbours.duplicates import duplicates
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "Index", "evaluate_version", "featurize"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Index",
+    "duplicates",
+    "evaluate_version",
+    "featurize",
+]
 
 _HOMES = {
     "AsyncClient": "dq_cluster.client",
     "Client": "dq_cluster.client",
     "Index": "dq_cluster.index.catalog",
+    "duplicates": "dq_cluster.neighbours.duplicates",
     "evaluate_version": "dq_cluster.evaluate.version",
     "featurize": "dq_cluster.encode.featurize",
 }

@@ -82,7 +82,7 @@ class Run:
 
         recorded: the request of a run that an older release began without `run.json`.
         """
-        stored = self._request() or recorded
+        stored = self.request() or recorded
         if stored is None:
             return
         asked = request.model_dump(mode="json")
@@ -166,7 +166,8 @@ class Run:
         with mark:
             yield mark
 
-    def _request(self) -> dict[str, Any] | None:
+    def request(self) -> dict[str, Any] | None:
+        """What the run was begun with; None before that."""
         try:
             record = parse_record(self.storage.read(_REQUEST), f"{self.storage.uri}/{_REQUEST}")
         except NotFoundError:

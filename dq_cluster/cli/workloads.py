@@ -1,4 +1,4 @@
-"""`featurize`, `train`, `encode`, `serve`, `evaluate`: a settings file and overrides for each.
+"""The workloads, `featurize` to `serve`: a settings file and overrides for each.
 
 `python jobs/<workload>.py` runs exactly these commands.
 """
@@ -30,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 
 def register(app: typer.Typer) -> None:
     """Add the workloads to `app`."""
-    for command in (featurize, train, encode, evaluate, serve):
+    for command in (featurize, train, encode, evaluate, neighbours, duplicates, serve):
         app.command()(command)
 
 
@@ -89,6 +89,24 @@ def evaluate(
 
     settings = load_settings(EvaluateSettings, config, overrides or ())
     emit(evaluate_version(settings), as_json=json)
+
+
+def neighbours(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
+    """Find the nearest codes of every image of a version, or of a set of features (Ray Data)."""
+    from dq_cluster.neighbours.config import NeighboursSettings
+    from dq_cluster.neighbours.run import neighbours
+
+    settings = load_settings(NeighboursSettings, config, overrides or ())
+    _run(lambda: neighbours(settings), json)
+
+
+def duplicates(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
+    """Find groups of near-duplicates in a version, and delete all but one of each if asked."""
+    from dq_cluster.neighbours.config import DuplicatesSettings
+    from dq_cluster.neighbours.duplicates import duplicates
+
+    settings = load_settings(DuplicatesSettings, config, overrides or ())
+    _run(lambda: duplicates(settings), json)
 
 
 def serve(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from dq_cluster.encode.ledger import Receipt
 from dq_cluster.encode.plan import Plan, PlanReader
 from dq_cluster.errors import DqError
+from dq_cluster.fragments.ledger import Receipt
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.files import map_ahead
 from dq_cluster.images.skipped import most_frequent

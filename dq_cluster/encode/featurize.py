@@ -5,9 +5,8 @@ from typing import Any
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.encode.config import FeaturizeSettings
 from dq_cluster.encode.coverage import look_again, summary
-from dq_cluster.encode.fragment import Job
+from dq_cluster.encode.fragment import EncodeJob
 from dq_cluster.encode.gate import check_rejects
-from dq_cluster.encode.ledger import Ledger
 from dq_cluster.encode.outputs import FeatureOutput
 from dq_cluster.encode.plan import find_plan
 from dq_cluster.encode.pool import run_fragments
@@ -15,6 +14,7 @@ from dq_cluster.encode.publish import check_complete
 from dq_cluster.encode.request import FeaturizeRequest
 from dq_cluster.encode.resume import check_request, check_source, resume
 from dq_cluster.errors import ConfigError
+from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.sources import source_schema
 from dq_cluster.index.stored import check_stored
 from dq_cluster.run import Run
@@ -56,7 +56,7 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
             fragment_rows=settings.fragment_rows,
             written=["", _REJECTS],
         )
-        job = Job(
+        job = EncodeJob(
             source=settings.source,
             carried=source_schema(settings.source).remove(0),
             output=FeatureOutput(

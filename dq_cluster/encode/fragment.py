@@ -22,13 +22,13 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.load import Chunk, Expectation, load
 from dq_cluster.encode.outputs import Encoder, Output
 from dq_cluster.encode.packing import divide
 from dq_cluster.encode.plan import Plan, PlanReader
-from dq_cluster.encode.retry import Failures
 from dq_cluster.errors import DqError, StorageError
+from dq_cluster.fragments.ledger import Ledger, Receipt
+from dq_cluster.fragments.retry import Failures
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
 from dq_cluster.images.skipped import most_frequent
@@ -47,7 +47,7 @@ _AHEAD = 2
 
 
 @dataclass(frozen=True)
-class Job:
+class EncodeJob:
     """All that an actor must know. Where the run keeps its plan, ledger, and rejects.
 
     carried: the carried columns, with the types that they have in every file of the run.
@@ -83,7 +83,7 @@ class FragmentEncoder:
     for storage, the other keeps the networks busy. The networks run for one at a time.
     """
 
-    def __init__(self, job: Job, reports: ActorHandle | None = None) -> None:
+    def __init__(self, job: EncodeJob, reports: ActorHandle | None = None) -> None:
         configure_logging()
         self._job, self._reports = job, reports
         self._ledger = Ledger(job.storage, job.run)
@@ -193,7 +193,7 @@ class FragmentEncoder:
 
 
 def _stream(
-    job: Job, lanes: list[list[Unit]], expected: Expectation, apart: bool
+    job: EncodeJob, lanes: list[list[Unit]], expected: Expectation, apart: bool
 ) -> Iterator[tuple[int, Chunk]]:
     """Chunks of all lanes as they come, with the number of their lane."""
     # Beside their encoder, on CPUs that it claimed for them: loading tasks that had to find CPUs

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from dq_cluster.encode.ledger import Receipt
 from dq_cluster.errors import QualityGateError
+from dq_cluster.fragments.ledger import Receipt
 
 _FRACTION = 0.01
 # A few damaged files do not make a small folder a failure.

@@ -1,36 +1,31 @@
-"""The Ray Data pipeline: fragment numbers in, receipts of committed fragments out."""
+"""Encode the fragments of a run on a fixed pool of actors."""
 
 import gc
-import os
-from collections.abc import Iterator
 from typing import Any
 
-import ray
-from ray.data import ActorPoolStrategy, DataContext
-
-from dq_cluster.cluster import quiet_data_context
-from dq_cluster.cluster.failures import plain_errors
-from dq_cluster.cluster.room import Need, patience_of, wait_for_room
+from dq_cluster.cluster.room import Need, wait_for_room
 from dq_cluster.encode.config import PoolSettings
-from dq_cluster.encode.fragment import FragmentEncoder, Job
+from dq_cluster.encode.fragment import EncodeJob, FragmentEncoder
 from dq_cluster.encode.gate import allowed_rejects
-from dq_cluster.encode.ledger import Ledger, Receipt
-from dq_cluster.encode.progress import RunProgress
-from dq_cluster.encode.reports import spoken
 from dq_cluster.errors import QualityGateError
+from dq_cluster.fragments.ledger import Ledger
+from dq_cluster.fragments.pool import Workers, receipts_of
+from dq_cluster.fragments.progress import Measured, RunProgress
+from dq_cluster.observe import metrics
 from dq_cluster.observe.exporter import expose
 
 # Of each encoder; see FragmentEncoder.
 _FRAGMENTS_AT_ONCE = 2
-# Time that actors need to start on a slow machine.
-_START_S = 60
-# Ray Data has overhead per block, so many fragments share one. Each is still committed on its
-# own.
-_MAX_BLOCKS = 4096
+MEASURED = Measured(
+    metrics.ENCODE_FRAGMENTS,
+    metrics.ENCODE_FRAGMENTS_DONE,
+    metrics.ENCODE_IMAGES,
+    metrics.ENCODE_REJECTS,
+)
 
 
 def run_fragments(
-    job: Job, pool: PoolSettings, name: str, max_reject_fraction: float | None
+    job: EncodeJob, pool: PoolSettings, name: str, max_reject_fraction: float | None
 ) -> dict[str, Any]:
     """Encode every fragment that the ledger does not have. Returns figures of this session.
 
@@ -40,14 +35,16 @@ def run_fragments(
     fragments = job.plan.fragments
     done = set(Ledger(job.storage, job.run).done())
     todo = [number for number in range(fragments) if number not in done]
-    with RunProgress(name, fragments, fragments - len(todo)) as progress:
+    with RunProgress(name, fragments, fragments - len(todo), MEASURED) as progress:
         if todo:
             # Ray keeps the encoders of a run that failed as long as its error is remembered.
             gc.collect()
-            wait_for_room(needs(pool), "lower pool.encoders, pool.decoders or pool.gpus")
+            (need,) = needs(pool)
+            wait_for_room([need], "lower pool.encoders, pool.decoders or pool.gpus")
             rows = job.plan.rows
             limit = allowed_rejects(max_reject_fraction, rows) if rows else None
-            for receipt in _receipts(job, pool, todo):
+            workers = Workers(FragmentEncoder, (job,), need, _FRAGMENTS_AT_ONCE)
+            for receipt in receipts_of(todo, workers):
                 progress.add(receipt)
                 if limit is not None and progress.rejected > limit:
                     raise QualityGateError(
@@ -56,34 +53,6 @@ def run_fragments(
                         f"{job.storage.uri}/{job.rejects}"
                     )
         return _summary(progress, pool)
-
-
-def _receipts(job: Job, pool: PoolSettings, todo: list[int]) -> Iterator[Receipt]:
-    context = quiet_data_context()  # RunProgress shows what a user needs
-    # Another driver may take the room that was there a moment ago.
-    context.wait_for_min_actors_s = round(patience_of(os.environ).taken + _START_S)
-    with DataContext.current(context), spoken(needs(pool)) as reports:
-        numbers = ray.data.from_items(
-            [{"fragment": number} for number in todo],
-            override_num_blocks=min(len(todo), _MAX_BLOCKS),
-        )
-        receipts = numbers.map_batches(
-            FragmentEncoder,
-            fn_constructor_args=(job, reports),
-            batch_size=1,
-            batch_format="numpy",
-            compute=ActorPoolStrategy(
-                size=pool.encoders,
-                max_tasks_in_flight_per_actor=2 * _FRAGMENTS_AT_ONCE,
-                max_concurrent_calls_per_actor=_FRAGMENTS_AT_ONCE,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-        )
-        with plain_errors():
-            for row in receipts.iter_rows():
-                yield Receipt.model_validate_json(row["receipt"])
 
 
 def needs(pool: PoolSettings) -> list[Need]:

@@ -6,9 +6,9 @@ import pyarrow as pa
 
 from dq_cluster import __version__
 from dq_cluster.encode.gate import check_rejects
-from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.plan import Plan
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError
+from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import carried_schema, file_schema, open_code_file
 from dq_cluster.index.columns import join_schemas, pack_schema

@@ -9,8 +9,7 @@ from dq_cluster.cluster import ray_cluster
 from dq_cluster.document import parse_record
 from dq_cluster.encode.config import EncodeSettings
 from dq_cluster.encode.coverage import Difference, look_again, summary
-from dq_cluster.encode.fragment import Job
-from dq_cluster.encode.ledger import Ledger
+from dq_cluster.encode.fragment import EncodeJob
 from dq_cluster.encode.outputs import CodeOutput
 from dq_cluster.encode.plan import Plan, find_plan
 from dq_cluster.encode.pool import run_fragments
@@ -18,6 +17,7 @@ from dq_cluster.encode.publish import append_schema, data_folder, publish_run, r
 from dq_cluster.encode.request import EncodeRequest
 from dq_cluster.encode.resume import check_request, check_source, resume
 from dq_cluster.errors import ConfigError, InputError, IntegrityError, NotFoundError
+from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.backbone import PREPROCESSING
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.parquet import ParquetRows
@@ -62,7 +62,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
             written=[written],
             newest=max(index.versions(), default=0),
         )
-        job = Job(
+        job = EncodeJob(
             source=settings.source,
             carried=schema.remove(0),
             output=CodeOutput(

@@ -94,6 +94,13 @@ ENCODE_REJECTS = _counter("dq_encode_rejects_total", "Images that could not be e
 ENCODE_FRAGMENTS = _gauge("dq_encode_fragments", "Fragments that the plan of this run has.")
 ENCODE_FRAGMENTS_DONE = _gauge("dq_encode_fragments_done", "Fragments committed.")
 
+NEIGHBOURS_QUERIES = _counter(
+    "dq_neighbours_queries_total", "Queries whose neighbours are committed."
+)
+NEIGHBOURS_REJECTS = _counter("dq_neighbours_rejects_total", "Queries that could not be answered.")
+NEIGHBOURS_FRAGMENTS = _gauge("dq_neighbours_fragments", "Fragments of queries of this run.")
+NEIGHBOURS_FRAGMENTS_DONE = _gauge("dq_neighbours_fragments_done", "Fragments committed.")
+
 # Training, recorded by rank 0.
 TRAIN_LOSS = _gauge("dq_train_loss", "Training loss, by term.", "term")
 TRAIN_SAMPLES = _counter("dq_train_samples_total", "Training samples seen by all workers.")

@@ -17,14 +17,14 @@ from dq_cluster.storage import Storage
 
 @dataclass(frozen=True, eq=False)
 class Codebooks:
-    """words: (m, ksub, dsub) float32. centroids: the same, laid out for exact scores.
+    """vectors: centroids (m, ksub, dsub) float32. centroids: the same, laid out for exact scores.
 
     coarse: finds the cells of a query, in an IVF geometry. second: centroids of the second code,
     where there is one.
     """
 
     geometry: CodeGeometry
-    words: np.ndarray
+    vectors: np.ndarray
     centroids: Centroids
     coarse: faiss.IndexFlat | None = None
     second: Centroids | None = None
@@ -33,12 +33,12 @@ class Codebooks:
     def of(cls, tensors: Mapping[str, np.ndarray], geometry: CodeGeometry) -> "Codebooks":
         """tensors: `codebooks`, and where the geometry has them `coarse_centroids` (nlist, dim)
         and `refine_codebooks`, as a model has them."""
-        words, coarse, second = tensors["codebooks"], None, None
+        vectors, coarse, second = tensors["codebooks"], None, None
         if geometry.nlist:
             coarse = faiss_index.coarse_index(tensors["coarse_centroids"], geometry)
         if geometry.refine is not None:
             second = Centroids(tensors["refine_codebooks"], geometry.refine)
-        return cls(geometry, words, Centroids(words, geometry), coarse, second)
+        return cls(geometry, vectors, Centroids(vectors, geometry), coarse, second)
 
     def nearest_cells(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The cells nearest to each query: faiss' distances and numbers, both (n, count)."""

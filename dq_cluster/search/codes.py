@@ -36,9 +36,11 @@ class Codes:
         if index is not None:
             self.index = index
         elif not geometry.nlist:
-            self.index = faiss_index.flat(codes, codebooks.words, geometry)
+            self.index = faiss_index.flat(codes, codebooks.vectors, geometry)
         elif cells is not None and codebooks.coarse is not None:
-            self.index = faiss_index.ivf(codes, cells, codebooks.words, codebooks.coarse, geometry)
+            self.index = faiss_index.ivf(
+                codes, cells, codebooks.vectors, codebooks.coarse, geometry
+            )
         else:
             raise InputError("an IVF geometry needs the cells and the coarse centroids")
 
@@ -64,7 +66,7 @@ class Codes:
         """
         geometry, flat = manifest.geometry, None
         if not _is_mapped(geometry):
-            flat = faiss_index.unfilled(segment.rows, codebooks.words, geometry)
+            flat = faiss_index.unfilled(segment.rows, codebooks.vectors, geometry)
             codes = faiss_index.codes_of(flat)
         else:
             codes = _mapped(segment.rows, geometry.code_size)

@@ -38,7 +38,7 @@ class Lists:
         self._index = faiss_index.in_lists(
             codes,
             np.arange(len(codes)) % self._number if cells is None else cells,
-            codebooks.words,
+            codebooks.vectors,
             faiss_index.coarse_index(zeros, geometry),
             geometry,
             by_residual=True,

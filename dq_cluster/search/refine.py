@@ -52,10 +52,10 @@ class Refiner:
         self._codes = Stacked(segments, centroids.geometry.code_size)
         self._centroids, self._places = centroids, places
 
-    def embedding(self, ordinal: int) -> np.ndarray:
-        """What the second code of a row stands for: (dim,) float32."""
-        code = self._codes[self._places.rows_of(np.array([ordinal]))]
-        return self._centroids.of(code)[0].astype(np.float32)
+    def embeddings(self, ordinals: np.ndarray) -> np.ndarray:
+        """What the second codes of rows (n,) stand for: (n, dim) float32."""
+        codes = self._codes[self._places.rows_of(ordinals)]
+        return self._centroids.of(codes).astype(np.float32)
 
     def scores(self, embeddings: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
         """Exact scores (n, c) float32 of the rows `ordinals` (n, c); -inf for missing ones.

@@ -75,7 +75,7 @@ class SelectedFlat:
             rows = np.flatnonzero(self._selection.keeps(number))
             if len(rows):
                 codes = segment.codes[rows]
-                index = faiss_index.flat(codes, self._codebooks.words, self._codebooks.geometry)
+                index = faiss_index.flat(codes, self._codebooks.vectors, self._codebooks.geometry)
                 yield index, (start + rows).astype(np.uint32)
             start += len(segment)
 

@@ -96,10 +96,10 @@ class Searcher:
         copied = not self.geometry.nlist and rows.count < _LARGE_SHARE * rows.rows
         return rows.nbytes + copied * rows.count * (self.geometry.code_size + 4)
 
-    def embedding(self, ordinal: int) -> np.ndarray:
-        """What the code of a row stands for: (dim,) float32."""
-        code = self._codes[self.places.rows_of(np.array([ordinal]))]
-        return self._codebooks.centroids.of(code)[0].astype(np.float32)
+    def embeddings(self, ordinals: np.ndarray) -> np.ndarray:
+        """What the codes of rows (n,) stand for: (n, dim) float32."""
+        codes = self._codes[self.places.rows_of(ordinals)]
+        return self._codebooks.centroids.of(codes).astype(np.float32)
 
     def _search(
         self, queries: np.ndarray, k: int, nprobe: int, keep: Selection | None

@@ -90,6 +90,7 @@ class LoadedShard:
         if codebooks.second is not None:
             second = [each.second for each in self.segments if each.second is not None]
             self.refiner = Refiner(second, codebooks.second, places)
+        self._live = live
         self._selections = Selections(self.searcher.room, self.searcher.weight)
 
     def search(self, query: ShardQuery) -> ShardAnswer:
@@ -122,7 +123,17 @@ class LoadedShard:
         uri = None
         if "uri" in self.rows.schema.names:
             (uri,) = to_json(self.rows.take(np.array([ordinal]), ["uri"]).column("uri"))
-        return Item((self.refiner or self.searcher).embedding(ordinal), uri)
+        return Item(self.embeddings(np.array([ordinal]))[0], uri)
+
+    def embeddings(self, ordinals: np.ndarray) -> np.ndarray:
+        """What the longest codes of the rows `ordinals` (n,) stand for: (n, dim) float32."""
+        return (self.refiner or self.searcher).embeddings(ordinals)
+
+    def living(self, ordinals: np.ndarray) -> np.ndarray:
+        """Those of the rows `ordinals` (n,) that are not deleted."""
+        if self._live is None:
+            return ordinals
+        return ordinals[self._live.holds(self.searcher.places.rows_of(ordinals))]
 
 
 def load_whole(index: Index, manifest: Manifest) -> LoadedShard:

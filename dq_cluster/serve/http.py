@@ -65,13 +65,15 @@ def make_api(service: ServedApi, *, max_body_bytes: int, hide: str) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
 
-    async def admit(request: Request) -> None:
-        service.guard.admit(request.headers.get("authorization"))
+    _answer_errors(api, hide)
+    _add_search(api, service, max_body_bytes)
+    _add_index(api, service)
+    _add_process(api)
+    return api
 
-    guarded: dict[str, Any] = {
-        "dependencies": [Depends(admit)],
-        "responses": {code: {"model": ErrorBody} for code in _CODES},
-    }
+
+def _answer_errors(api: FastAPI, hide: str) -> None:
+    """Every error gets a status, one line, and the name of its class."""
 
     @api.exception_handler(DqError)
     async def failed(request: Request, error: Exception) -> Response:
@@ -103,9 +105,11 @@ def make_api(service: ServedApi, *, max_body_bytes: int, hide: str) -> FastAPI:
         headers = dict(error.headers or {})
         return _refusal(ErrorBody(error=told, kind="HTTPException"), error.status_code, headers)
 
+
+def _add_search(api: FastAPI, service: ServedApi, max_body_bytes: int) -> None:
     async def search(request: Request) -> Response:
         """Find the nearest images. JSON, or multipart with a file `image` and other fields."""
-        await admit(request)
+        service.guard.admit(request.headers.get("authorization"))
         with request_context(request.headers.get("x-request-id")) as request_id:
             response = await answer(service, await _parse(request, max_body_bytes))
         return Response(
@@ -120,14 +124,23 @@ def make_api(service: ServedApi, *, max_body_bytes: int, hide: str) -> FastAPI:
         methods=["POST"],
         route_class_override=_Direct,
         response_model=SearchResponse,
-        responses=guarded["responses"] | _PARTIAL,
+        responses=_ERRORS | _PARTIAL,
         openapi_extra={"requestBody": _SEARCH_BODY},
     )
+
+
+def _add_index(api: FastAPI, service: ServedApi) -> None:
+    """What is served, its versions, its pictures."""
+
+    async def admit(request: Request) -> None:
+        service.guard.admit(request.headers.get("authorization"))
+
+    guarded: dict[str, Any] = {"dependencies": [Depends(admit)], "responses": _ERRORS}
 
     @api.get(
         "/v1/items/{id:path}/image",
         response_class=Response,
-        **guarded | {"responses": guarded["responses"] | _JPEG},
+        **guarded | {"responses": _ERRORS | _JPEG},
     )
     async def picture(id: str) -> Response:
         """A small picture of an image of the index, where it carries a `uri` that can be read."""
@@ -147,6 +160,10 @@ def make_api(service: ServedApi, *, max_body_bytes: int, hide: str) -> FastAPI:
     async def refresh(wanted: RefreshRequest | None = None) -> IndexInfo:
         """Load a version beside the one being served, and switch when every shard has it."""
         return await service.refresh(wanted.version if wanted else None)
+
+
+def _add_process(api: FastAPI) -> None:
+    """What is asked of the process, not of the index; open to everybody."""
 
     @api.get("/healthz", response_class=PlainTextResponse)
     async def healthz() -> str:
@@ -169,8 +186,6 @@ def make_api(service: ServedApi, *, max_body_bytes: int, hide: str) -> FastAPI:
     async def page() -> Response:
         text = files("dq_cluster.serve").joinpath("page.html").read_text()
         return HTMLResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})
-
-    return api
 
 
 class _Direct(APIRoute):
@@ -277,4 +292,5 @@ _OPENMETRICS: dict[int | str, dict[str, Any]] = {
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 # What any call may be refused with; searches may be too slow besides.
 _CODES = sorted({status.http for status in (*STATUSES.values(), INTERNAL)} | {429})
+_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorBody} for code in _CODES}
 _PARTIAL: dict[int | str, dict[str, Any]] = {504: {"model": ErrorBody}}

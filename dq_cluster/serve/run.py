@@ -35,6 +35,8 @@ def fast_serve() -> None:
         return
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    # Searches may be asked twice: one whose router is killed goes to another.
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
     # Serve looks after its replicas ten times a second, and they report their metrics as often:
     # idle, that is half of what a small service uses.
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")

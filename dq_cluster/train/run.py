@@ -36,7 +36,7 @@ from dq_cluster.train.quality import check_gate, measure
 from dq_cluster.train.rows import TrainingRows
 from dq_cluster.train.split import Split
 from dq_cluster.train.trainer import train_missing_epochs, wait_for_workers
-from dq_cluster.train.worker import Job
+from dq_cluster.train.worker import TrainJob
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _train(
     with _timed(seconds, "neighbours"):
         find_positives(network, rows, storage, use_gpu=settings.use_gpu)
     with _timed(seconds, "epochs"):
-        train_missing_epochs(settings, Job(rows, settings.model, settings.seed, storage))
+        train_missing_epochs(settings, TrainJob(rows, settings.model, settings.seed, storage))
     with _timed(seconds, "evaluation"):
         trained = _newest(storage.child("checkpoints"))
         network.load_state_dict(trained.network)

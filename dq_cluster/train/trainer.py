@@ -27,14 +27,14 @@ from dq_cluster.storage import Storage
 from dq_cluster.train.checkpoint import checkpoint_epochs, read_history
 from dq_cluster.train.config import TrainSettings
 from dq_cluster.train.stream import stream
-from dq_cluster.train.worker import FEATURES, Job, train_worker
+from dq_cluster.train.worker import FEATURES, TrainJob, train_worker
 
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 1.0  # seconds
 
 
-def train_missing_epochs(settings: TrainSettings, job: Job) -> None:
+def train_missing_epochs(settings: TrainSettings, job: TrainJob) -> None:
     """Train the epochs that have no checkpoint yet.
 
     Raises what the workers raised where it is a DqError, and DqError when more of them were lost
@@ -84,7 +84,7 @@ def _worker_resources(settings: TrainSettings) -> dict[str, float]:
     return {"CPU": settings.cpus_per_worker} | ({"GPU": 1.0} if settings.use_gpu else {})
 
 
-def _trainer(settings: TrainSettings, job: Job) -> TorchTrainer:
+def _trainer(settings: TrainSettings, job: TrainJob) -> TorchTrainer:
     # Ray's default of two seconds makes a small job wait longer for its end than it trains.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     fewest, most = settings.worker_range

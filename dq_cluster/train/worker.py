@@ -25,7 +25,7 @@ FEATURES = "features"  # the name of the data set that a worker may stream
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """All a worker needs to know."""
 
     rows: TrainingRows
@@ -34,7 +34,7 @@ class Job:
     storage: Storage
 
 
-def train_worker(config: dict[str, Job]) -> None:
+def train_worker(config: dict[str, TrainJob]) -> None:
     """Train `config["job"]` together with the other workers of the group."""
     job = config["job"]
     expose("train")
@@ -42,7 +42,7 @@ def train_worker(config: dict[str, Job]) -> None:
         _train(job, folder)
 
 
-def _train(job: Job, folder: Path) -> None:
+def _train(job: TrainJob, folder: Path) -> None:
     features, positives = _node_copy(job, folder)
     leader = ray.train.get_context().get_world_rank() == 0
 
@@ -67,7 +67,7 @@ def _train(job: Job, folder: Path) -> None:
     node.forget(folder)
 
 
-def _node_copy(job: Job, folder: Path) -> tuple[np.ndarray, Positives]:
+def _node_copy(job: TrainJob, folder: Path) -> tuple[np.ndarray, Positives]:
     """Features and positives of all training rows, copied to this node if they are not yet."""
     pieces, count = job.rows.pieces(), job.rows.count
 

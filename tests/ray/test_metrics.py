@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dq_cluster.encode.ledger import Receipt
-from dq_cluster.encode.progress import RunProgress
+from dq_cluster.encode.pool import MEASURED
+from dq_cluster.fragments.ledger import Receipt
+from dq_cluster.fragments.progress import RunProgress
 from dq_cluster.observe import metrics, tracing
 from dq_cluster.observe.exporter import expose
 from tests.helm.conftest import Helm, tool
@@ -36,7 +37,7 @@ class Recorder:
 
     def __init__(self) -> None:
         expose("router")
-        self.progress = RunProgress("encode", fragments=100_000, done=0)
+        self.progress = RunProgress("encode", fragments=100_000, done=0, measured=MEASURED)
         self.fragments = 0
         # As a service does: once. A busy one may change nothing for days.
         for shard in SHARDS:

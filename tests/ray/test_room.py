@@ -8,8 +8,8 @@ import ray
 
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.cluster.room import WAIT, Need, Node, Patience, cluster_nodes, decide, wait_for_room
-from dq_cluster.encode.reports import spoken
 from dq_cluster.errors import DqError, InputError
+from dq_cluster.fragments.reports import spoken
 from dq_cluster.train.tasks import finish
 from tests.conftest import LOGICAL_CPUS
 
@@ -76,7 +76,7 @@ def test_what_is_taken_is_waited_for(
 def test_a_report_reaches_the_log(
     ours: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dq_cluster.encode.reports._EVERY_S", 600)  # only at the end
+    monkeypatch.setattr("dq_cluster.fragments.reports._EVERY_S", 600)  # only at the end
     with spoken([Need("encoders", 2, {"CPU": LOGICAL_CPUS})]) as reports:
         ray.get([reports.failed.remote(n, "StorageError: gone") for n in (3, 3, 1)])
     assert caplog.messages == [

@@ -96,7 +96,7 @@ def test_search_by_id_is_search_by_what_its_code_stands_for(service: Service, wh
     with service.http as http:
         for id in (0, 777, 1499):
             hits = http.post("/v1/search", json={"id": id, "k": 20}).json()["hits"][0]
-            _, wanted = whole.search(whole.refiner.embedding(id)[None], 20)
+            _, wanted = whole.search(whole.refiner.embeddings(np.array([id])), 20)
             assert [hit["id"] for hit in hits] == wanted[0].tolist()
 
 

@@ -11,14 +11,14 @@ import pytest
 
 from dq_cluster.client import Client
 from dq_cluster.encode.config import EncodeSettings
-from dq_cluster.encode.fragment import FragmentEncoder, Job, _Gathered
-from dq_cluster.encode.ledger import Ledger, Receipt
+from dq_cluster.encode.fragment import EncodeJob, FragmentEncoder, _Gathered
 from dq_cluster.encode.load import load
 from dq_cluster.encode.outputs import CodeOutput
 from dq_cluster.encode.plan import Plan, PlanReader, make_plan
 from dq_cluster.encode.publish import publish_run
 from dq_cluster.encode.run import encode
 from dq_cluster.errors import InputError, IntegrityError
+from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.sources import open_source, source_schema
 from dq_cluster.index.catalog import Index
@@ -252,7 +252,7 @@ def test_fragments_of_one_pile_have_its_types(
     plan = make_plan(index.storage, "runs/r", units, fragment_rows=6)
     schema = source_schema(source).remove(0)
     output = CodeOutput(index.storage, card.digest, "data/r", False, ("x",), 64, 1)
-    job = Job(source, schema, output, index.storage, "runs/r", "data/r", plan, 1)
+    job = EncodeJob(source, schema, output, index.storage, "runs/r", "data/r", plan, 1)
     worker, encoder = FragmentEncoder(job), output.open()
     for number in range(plan.fragments):
         gathered = _Gathered()

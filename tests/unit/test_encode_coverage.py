@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_cluster.encode.coverage import Difference, compare, look_again, summary
-from dq_cluster.encode.ledger import Receipt
 from dq_cluster.encode.plan import Plan, PlanReader, find_plan, make_plan
 from dq_cluster.encode.resume import resume
 from dq_cluster.errors import InputError
+from dq_cluster.fragments.ledger import Receipt
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.files import Folder
 from dq_cluster.images.units import Unit

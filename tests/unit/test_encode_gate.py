@@ -3,8 +3,8 @@
 import pytest
 
 from dq_cluster.encode.gate import allowed_rejects, check_rejects
-from dq_cluster.encode.ledger import Receipt
 from dq_cluster.errors import QualityGateError
+from dq_cluster.fragments.ledger import Receipt
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.plan import Plan
-from dq_cluster.encode.progress import RunProgress
+from dq_cluster.encode.pool import MEASURED
 from dq_cluster.encode.publish import publish_run
 from dq_cluster.errors import IntegrityError, QualityGateError
+from dq_cluster.fragments.ledger import Ledger, Receipt
+from dq_cluster.fragments.progress import RunProgress
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import FileEntry, Manifest
@@ -162,7 +163,7 @@ def test_a_version_that_lost_files_is_not_taken_for_the_run_as_it_is_now(index: 
 
 
 def test_progress_without_a_terminal_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with RunProgress("encode r", fragments=10, done=4) as progress:
+    with RunProgress("encode r", fragments=10, done=4, measured=MEASURED) as progress:
         progress.add(receipt_of("r", 4, rejected=1))
         assert "5/10 fragments, 9 rows" in progress.figures()
         assert "1 rejects" in progress.figures()

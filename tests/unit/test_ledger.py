@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.errors import IntegrityError
+from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.index.manifest import FileEntry
 from dq_cluster.storage import Storage
 

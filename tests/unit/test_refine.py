@@ -87,7 +87,7 @@ def test_deletes_compaction_and_verification_carry_it(tmp_path: Path, nlist: int
     assert whole is not None
     ids = before.rows.take(np.arange(600)).column("id").to_numpy()
     kept = np.delete(np.arange(600), [0, 7, 599])
-    wanted = {ids[row]: whole.embedding(int(row)) for row in kept}
+    wanted = dict(zip(ids[kept], whole.embeddings(kept), strict=True))
 
     delete_ids(index, ids[[0, 7, 599]].tolist())
     after = compact(index, target_rows=400)
@@ -97,8 +97,8 @@ def test_deletes_compaction_and_verification_carry_it(tmp_path: Path, nlist: int
     for count in (1, 2):
         for shard in shards_of(index, after, count):
             assert shard.refiner is not None
-            for ordinal in shard.shard.places.ordinals(np.arange(0, shard.shard.rows, 17)):
-                found = shard.refiner.embedding(int(ordinal))
+            some = shard.shard.places.ordinals(np.arange(0, shard.shard.rows, 17))
+            for ordinal, found in zip(some, shard.refiner.embeddings(some), strict=True):
                 np.testing.assert_array_equal(found, wanted[new_ids[ordinal]])
     assert set(new_ids) == set(wanted)
 

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from dq_cluster.encode.config import EncodeSettings
-from dq_cluster.encode.ledger import Ledger
 from dq_cluster.encode.plan import Plan, find_plan
 from dq_cluster.encode.request import EncodeRequest
 from dq_cluster.encode.resume import check_request, check_source, resume
 from dq_cluster.encode.run import encode
 from dq_cluster.errors import ConfigError, IntegrityError, NotFoundError
+from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.gc import collect_garbage

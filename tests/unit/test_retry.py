@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from dq_cluster.encode.reports import summary
-from dq_cluster.encode.retry import PAUSES_S, Failures
+from dq_cluster.fragments.reports import summary
+from dq_cluster.fragments.retry import PAUSES_S, Failures
 
 
 def test_a_failure_is_followed_by_a_pause_and_the_last_by_none() -> None:

@@ -229,8 +229,8 @@ def test_loading_shards_from_storage(tmp_path: Path, nbits: Literal[4, 8], nlist
     one_scores, one_ordinals = whole.search(queries, 30)
     np.testing.assert_array_equal(ordinals, one_ordinals)
     np.testing.assert_array_equal(scores, one_scores)
-    first = int(parts[1].places.bases[0])
-    np.testing.assert_array_equal(parts[1].embedding(first), whole.embedding(first))
+    first = parts[1].places.bases[:1]
+    np.testing.assert_array_equal(parts[1].embeddings(first), whole.embeddings(first))
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: object) -> None:
@@ -273,8 +273,8 @@ def test_deleted_rows_are_gone_and_ordinals_stay(
         np.testing.assert_array_equal(ordinals, wanted[1])
         np.testing.assert_array_equal(scores, wanted[0])
     left = load_whole(index, after)
-    for row in (2, 101, 697):
-        np.testing.assert_array_equal(left.searcher.embedding(row), whole.embedding(row))
+    for row in np.array([[2], [101], [697]]):
+        np.testing.assert_array_equal(left.searcher.embeddings(row), whole.embeddings(row))
     assert left.rows.find(ids[99]) is None
     assert left.rows.find(ids[101]) == 101
     label = parse_filter({"label": 1}, left.rows.schema)

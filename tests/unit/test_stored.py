@@ -10,11 +10,11 @@ import torch
 
 from dq_cluster.demo.journal import Journal
 from dq_cluster.document import Document, parse_record
-from dq_cluster.encode.ledger import Ledger, Receipt
 from dq_cluster.encode.plan import Plan, find_plan
 from dq_cluster.encode.run import _published
 from dq_cluster.errors import DqError, IntegrityError, NotFoundError
 from dq_cluster.evaluate.rows import Row, RowFiles
+from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard, list_models, read_card

@@ -3,44 +3,32 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import NamedTuple
 
+from prometheus_client import Counter as Total
+from prometheus_client import Gauge
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from dq_cluster.encode.ledger import Receipt
-from dq_cluster.encode.plan import Plan
-from dq_cluster.images.skipped import skipped_text
-from dq_cluster.images.units import Unit
-from dq_cluster.observe import metrics
+from dq_cluster.fragments.ledger import Receipt
 
 _LINE_EVERY = 10.0  # seconds, where there is no terminal
 
 
-def planning(uri: str, units: Iterable[Unit]) -> Iterator[Unit]:
-    """Pass `units` on, and say on standard error how far their listing is."""
-    print(f"planning {uri}", file=sys.stderr, flush=True)
-    spoke = time.monotonic()
-    for number, unit in enumerate(units):
-        if time.monotonic() - spoke >= _LINE_EVERY:
-            spoke = time.monotonic()
-            print(f"planning: {number:,} so far, at {unit.path}", file=sys.stderr, flush=True)
-        yield unit
+class Measured(NamedTuple):
+    """The metrics of a workload: its fragments, those that are done, rows, and rejects."""
 
-
-def say_planned(plan: Plan) -> None:
-    """Say on standard error what is in a plan, and what was left out of it."""
-    rows = f", {plan.rows:,} rows" if plan.rows is not None else ""
-    left_out = skipped_text(plan.skipped, plan.unread)
-    text = f"planned {plan.files or plan.units:,} files{rows}{'; ' if left_out else ''}{left_out}"
-    print(text, file=sys.stderr, flush=True)
+    fragments: Gauge
+    done: Gauge
+    rows: Total
+    rejects: Total
 
 
 class RunProgress:
     """Counts fragments; use as a context. All output goes to standard error."""
 
-    def __init__(self, name: str, fragments: int, done: int) -> None:
+    def __init__(self, name: str, fragments: int, done: int, measured: Measured) -> None:
         self._name, self._fragments = name, fragments
         self._done, self._before = done, done
         self.rows = self.rejected = 0
@@ -55,8 +43,9 @@ class RunProgress:
             disable=not sys.stderr.isatty(),
         )
         self._task = self._bar.add_task(name, total=fragments, completed=done, figures="")
-        metrics.ENCODE_FRAGMENTS.set(fragments)
-        metrics.ENCODE_FRAGMENTS_DONE.set(done)
+        self._measured = measured
+        measured.fragments.set(fragments)
+        measured.done.set(done)
 
     def __enter__(self) -> "RunProgress":
         if self._before:
@@ -76,9 +65,9 @@ class RunProgress:
         self.rows += receipt.rows
         self.rejected += receipt.rejected
         self.stages.update(receipt.seconds)
-        metrics.ENCODE_IMAGES.inc(receipt.rows)
-        metrics.ENCODE_REJECTS.inc(receipt.rejected)
-        metrics.ENCODE_FRAGMENTS_DONE.set(self._done)
+        self._measured.rows.inc(receipt.rows)
+        self._measured.rejects.inc(receipt.rejected)
+        self._measured.done.set(self._done)
         self._bar.update(self._task, completed=self._done, figures=self.figures())
         if self._bar.disable and time.monotonic() - self._spoke >= _LINE_EVERY:
             self._spoke = time.monotonic()

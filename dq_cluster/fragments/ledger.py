@@ -47,11 +47,11 @@ class Receipt(Document):
 
 
 class Ledger:
-    """The ledger of the run in folder `run` of `storage`. Cheap to pickle."""
+    """The ledger of the run in folder `run` of `storage`, or in `storage`. Cheap to pickle."""
 
     def __init__(self, storage: Storage, run: str) -> None:
         self._storage = storage
-        self._folder = f"{run}/ledger"
+        self._folder = f"{run}/ledger" if run else "ledger"
 
     def done(self) -> list[int]:
         """Numbers of the committed fragments, ascending; foreign files are passed over."""

@@ -1,0 +1,144 @@
+"""Duplicates: groups of images that are nearly the same, which one stays, and the others' end."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dq_cluster.document import Document
+from dq_cluster.errors import ConfigError, InputError
+from dq_cluster.index.catalog import Index
+from dq_cluster.index.codefile import open_code_file, row_schema
+from dq_cluster.index.columns import cast_columns
+from dq_cluster.index.manifest import Manifest
+from dq_cluster.index.tombstones import delete_ids
+from dq_cluster.neighbours.config import DuplicatesSettings
+from dq_cluster.neighbours.groups import Leaders, kept
+from dq_cluster.neighbours.result import NeighboursManifest, parts
+from dq_cluster.neighbours.run import find_neighbours
+from dq_cluster.storage import Storage
+
+GROUPS = "duplicates.parquet"
+NAME = "duplicates.json"
+
+
+class DuplicatesManifest(Document):
+    """What was found. groups, images: in groups of at least two; others: of these, not kept.
+
+    full: images with k neighbours that near; groups around them may have more members.
+    """
+
+    NAME: ClassVar[str] = "duplicates manifest"
+
+    version: int
+    within: float
+    keep: str
+    groups: int
+    images: int
+    others: int
+    full: int
+
+
+def duplicates(settings: DuplicatesSettings) -> dict[str, Any]:
+    """Find groups, write them, and delete the others if asked. The same settings continue a run.
+
+    Returns a summary. Raises what `neighbours` raises, and InputError for a column that the version
+    does not carry.
+    """
+    if settings.features is not None:
+        raise ConfigError("duplicates are of the version itself; leave out features")
+    index = Index.at(settings.index)
+    column, largest = _rule(settings.keep)
+    _check_column(index, index.manifest(settings.version), column)
+    found = find_neighbours(settings)
+    version, storage = index.manifest(found.version), Storage(settings.output)
+    leaders = _leaders(storage, found, version.rows)
+    rows = leaders.members()
+    values = _values(index, version, rows, ["id", *([column] if column else [])])
+    keep = kept(leaders.of[rows], values.get(column or ""), largest=largest)
+    table = _table(values["id"], leaders.of[rows], leaders.scores[rows], keep)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    storage.write(GROUPS, memoryview(sink.getvalue()).tobytes())
+    manifest = DuplicatesManifest(
+        version=found.version,
+        within=settings.within,
+        keep=settings.keep,
+        groups=int(keep.sum()),
+        images=len(rows),
+        others=int((~keep).sum()),
+        full=found.full,
+    )
+    storage.write(NAME, manifest.model_dump_json(indent=1).encode())
+    summary = manifest.model_dump(exclude={"format"}) | {"output": settings.output}
+    if settings.delete and manifest.others:
+        gone = values["id"].filter(pa.array(~keep))
+        summary["published"] = delete_ids(index, gone).version
+    return summary
+
+
+def _leaders(storage: Storage, found: NeighboursManifest, rows: int) -> Leaders:
+    leaders = Leaders(rows)
+    for part in parts(storage, found):
+        near = part.column("scores").combine_chunks()
+        to = part.column("rows").combine_chunks()
+        leaders.add(
+            part.column("row").to_numpy(),
+            to.offsets.to_numpy() - to.offsets[0].as_py(),
+            near.flatten().to_numpy(),
+            to.flatten().to_numpy(),
+        )
+    return leaders
+
+
+def _rule(keep: str) -> tuple[str | None, bool]:
+    """The column that decides, if any, and whether its largest value stays."""
+    how, _, column = keep.partition(":")
+    return column or None, how == "max"
+
+
+def _check_column(index: Index, version: Manifest, column: str | None) -> None:
+    if column is not None and column not in version.columns:
+        raise InputError(
+            f"keep: version {version.version} carries no column {column}; "
+            f"it carries {', '.join(version.columns) or 'none'}"
+        )
+
+
+def _values(
+    index: Index, version: Manifest, rows: np.ndarray, columns: list[str]
+) -> dict[str, pa.Array]:
+    """The columns of `rows` (m,), ordinals in any order, read file by file."""
+    schema = row_schema(index.storage, version)
+    schema = pa.schema([schema.field(name) for name in columns])
+    order = np.argsort(rows, kind="stable")
+    starts = np.cumsum([0, *(file.rows for file in version.files)])
+    places = np.split(rows[order], rows[order].searchsorted(starts[1:-1]))
+    found = [schema.empty_table()]
+    for file, start, own in zip(version.files, starts, places, strict=False):
+        if len(own):
+            with open_code_file(
+                index.storage, file, model=version.model, geometry=version.geometry
+            ) as opened:
+                table = opened.read(columns=columns).select(columns)
+            found.append(cast_columns(table.take(pa.array(own - start)), schema))
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    table = pa.concat_tables(found).combine_chunks().take(pa.array(back))
+    return {name: table.column(name).combine_chunks() for name in columns}
+
+
+def _table(ids: pa.Array, groups: np.ndarray, scores: np.ndarray, keep: np.ndarray) -> pa.Table:
+    """Rows of all groups: `group` (the id that stays), `id`, `score` with the leader, `keep`."""
+    _, group = np.unique(groups, return_inverse=True)
+    stays = np.empty(group.max(initial=-1) + 1, np.int64)
+    stays[group[keep]] = np.flatnonzero(keep)
+    return pa.table(
+        {
+            "group": ids.take(pa.array(stays[group], pa.int64())),
+            "id": ids,
+            "score": pa.array(scores, pa.float32(), from_pandas=True),
+            "keep": pa.array(keep),
+        }
+    )

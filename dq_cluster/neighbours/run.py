@@ -1,0 +1,136 @@
+"""Neighbours: the nearest codes of every query of a set, in Parquet."""
+
+from typing import Any
+
+from dq_cluster.cluster import ray_cluster
+from dq_cluster.cluster.room import Need, wait_for_room
+from dq_cluster.config import Settings
+from dq_cluster.errors import ConfigError, InputError, NotFoundError
+from dq_cluster.fragments.ledger import Ledger
+from dq_cluster.fragments.pool import Workers, receipts_of
+from dq_cluster.fragments.progress import Measured, RunProgress
+from dq_cluster.images.features import open_features
+from dq_cluster.index.catalog import Index
+from dq_cluster.index.manifest import Manifest
+from dq_cluster.index.models import read_card
+from dq_cluster.neighbours.config import NeighboursSettings
+from dq_cluster.neighbours.finder import FindJob, NeighbourFinder
+from dq_cluster.neighbours.result import NAME, NeighboursManifest, read_result
+from dq_cluster.observe import metrics
+from dq_cluster.observe.exporter import expose
+from dq_cluster.run import Run
+from dq_cluster.storage import Storage
+
+_MEASURED = Measured(
+    metrics.NEIGHBOURS_FRAGMENTS,
+    metrics.NEIGHBOURS_FRAGMENTS_DONE,
+    metrics.NEIGHBOURS_QUERIES,
+    metrics.NEIGHBOURS_REJECTS,
+)
+
+
+class NeighboursRequest(Settings):
+    """What a run answers, and may not change: the settings but the pool and the place."""
+
+    index: str
+    version: int
+    model: str
+    features: str | None
+    queries: int
+    k: int
+    within: float | None
+    nprobe: int
+    k_factor: int
+    fragment_rows: int
+
+
+def neighbours(settings: NeighboursSettings) -> dict[str, Any]:
+    """Find the neighbours that `settings` ask for; the same settings continue a run.
+
+    Returns a summary: the result's place, queries, and how many have k neighbours. Raises
+    NotFoundError for an index without that version, InputError for features that the model of the
+    version does not take, and ConfigError for a run that was begun with other settings.
+    """
+    manifest = find_neighbours(settings)
+    return {
+        "output": settings.output,
+        "version": manifest.version,
+        "queries": manifest.queries,
+        "full": manifest.full,
+        "files": len(manifest.files),
+        "bytes": sum(file.size for file in manifest.files),
+    }
+
+
+def find_neighbours(settings: NeighboursSettings) -> NeighboursManifest:
+    """As `neighbours`; returns what was written."""
+    index, storage = Index.at(settings.index), Storage(settings.output)
+    version = index.manifest(_version(storage, settings))
+    request = _request(settings, index, version)
+    run = Run(storage)
+    run.check(request)
+    if run.result() is not None:
+        return read_result(storage)
+    storage.check_replace()
+    with run.at_work(), ray_cluster():
+        run.claim(request)
+        job = FindJob(settings, version.version, request.queries, storage)
+        _find_all(job, -(-request.queries // settings.fragment_rows))
+        run.confirm()
+        receipts = list(Ledger(storage, "").receipts())
+        manifest = NeighboursManifest(
+            model=version.model,
+            version=version.version,
+            settings=request.model_dump(mode="json"),
+            files=tuple(file for receipt in receipts for file in receipt.files),
+            queries=sum(receipt.rows for receipt in receipts),
+            full=sum(int(receipt.columns["full"]) for receipt in receipts),
+        )
+        storage.write(NAME, manifest.model_dump_json(indent=1).encode())
+        run.finish(NAME)
+    return manifest
+
+
+def _find_all(job: FindJob, fragments: int) -> None:
+    expose("neighbours")
+    done = set(Ledger(job.storage, "").done())
+    todo = [number for number in range(fragments) if number not in done]
+    with RunProgress("neighbours", fragments, fragments - len(todo), _MEASURED) as progress:
+        if not todo:
+            return
+        pool = job.settings.pool
+        need = Need("finders of neighbours", pool.workers, {"CPU": pool.cpus})
+        wait_for_room([need], "lower pool.workers or pool.cpus")
+        for receipt in receipts_of(todo, Workers(NeighbourFinder, (job,), need)):
+            progress.add(receipt)
+
+
+def _version(storage: Storage, settings: NeighboursSettings) -> int | None:
+    """The version of a run that was begun, if the settings name none: CURRENT may have moved."""
+    if settings.version is not None:
+        return settings.version
+    begun = Run(storage).request()
+    return None if begun is None else int(begun["version"])
+
+
+def _request(settings: NeighboursSettings, index: Index, version: Manifest) -> NeighboursRequest:
+    if settings.nprobe and not version.geometry.nlist:
+        raise ConfigError(f"version {version.version} has no cells; leave out nprobe")
+    queries = version.rows
+    if settings.features is not None:
+        card = read_card(index.storage, version.model)
+        features = open_features(settings.features)
+        features.check_dim(card.feature_dim, f"model {card.digest[:12]}")
+        queries = features.rows
+    if not queries:
+        raise InputError(f"{settings.features or 'the version'} has no rows to find neighbours of")
+    if not version.rows - version.deleted:
+        raise NotFoundError(f"version {version.version} has no images to be neighbours")
+    return NeighboursRequest(
+        index=index.storage.uri,
+        version=version.version,
+        model=version.model,
+        queries=queries,
+        **settings.model_dump(include={"features", "k", "within", "nprobe", "fragment_rows"}),
+        k_factor=settings.k_factor if version.geometry.refine_m else 1,
+    )

@@ -125,7 +125,8 @@ def storm(
 
 def _is_whole(name: str, victim: int) -> bool:
     """Whether the victim's successor is up."""
-    if victim in replicas_of(name):
+    there = replicas_of(name)
+    if victim in there or len(there) != _DEPLOYMENTS[name]:
         return False
     deployments = serve.status().applications[APPLICATION].deployments
     return deployments[name].replica_states == {"RUNNING": _DEPLOYMENTS[name]}

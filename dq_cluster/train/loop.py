@@ -70,14 +70,16 @@ def train_epochs(
         terms: list[dict[str, Tensor]] = []
         for batch in batches(all_rows, positives, settings.batch_size, seed=(seed, epoch)):
             batch = batch._replace(weights=batch.weights.to(device))
-            loss, found = training_loss(divided, batch, settings)
+            share = parallel.share_of(len(batch.features))
+            loss, found = training_loss(divided, batch, settings, share)
             optimizer.zero_grad()
             parallel.backward(loss)
             optimizer.step()
             schedule.step()
             terms.append(found)
         network.eval()
-        means = {name: float(torch.stack([t[name] for t in terms]).mean()) for name in terms[0]}
+        parts = torch.stack([torch.stack(list(t.values())) for t in terms]).mean(0)
+        means = dict(zip(terms[0], parallel.all_reduce(parts).tolist(), strict=True))
         metrics: dict[str, Any] = {"terms": means}
         metrics |= _fit_codebooks(network, look_up, len(features), epoch, seed)
         seconds = time.perf_counter() - started

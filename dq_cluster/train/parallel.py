@@ -1,11 +1,12 @@
-"""The network's work divided among the workers of a process group, the losses left whole.
+"""A step's work divided among the workers of a process group, its result left as it is.
 
-Each worker runs the network on its part of the global batch and receives what the others
-computed, so every worker sees the losses of the whole batch, in-batch negatives included. The
-number of workers therefore changes neither gradients nor codebooks, but for rounding.
+Each worker runs the network on its pairs of the global batch, and compares them with those of all
+workers, in-batch negatives included. The number of workers therefore changes neither gradients nor
+codebooks, but for rounding.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from dq_cluster.model.deepquan import DeepQuan, Output
+from dq_cluster.model.losses import Share, whole
 
 
 def world_size() -> int:
@@ -49,11 +51,10 @@ def own_range(rows: int) -> tuple[int, int]:
 
 
 class Divided(nn.Module):
-    """A network over a batch of row numbers that is spread over all workers.
+    """A network over batches of row numbers, whose gradients are those of all workers.
 
-    `forward(rows)` takes the same global batch (n,) on every worker, looks up the features of this
-    worker's part by `features(rows)`, and returns the Output of all n. Gradients reach this
-    worker's part only; `backward` below completes them.
+    `forward(rows)` looks up the features of the rows (n,) by `features(rows)` and returns their
+    Output.
     """
 
     def __init__(self, network: DeepQuan, features: Callable[[Tensor], Tensor]) -> None:
@@ -65,29 +66,50 @@ class Divided(nn.Module):
             self.network = DistributedDataParallel(network, broadcast_buffers=False)
 
     def forward(self, rows: Tensor) -> Output:
-        start, stop = own_range(len(rows))
-        own: Output = self.network(self.features(rows[start:stop]))
-        if world_size() == 1:
-            return own
-        everyone = _gather_rows(torch.cat(own, dim=1), len(rows))
-        return Output(*everyone.split([part.shape[1] for part in own], dim=1))
+        output: Output = self.network(self.features(rows))
+        return output
+
+
+def share_of(rows: int) -> Share:
+    """This worker's part of a batch of `rows` pairs."""
+    if world_size() == 1:
+        return whole(rows)
+    return Share(*own_range(rows), rows, lambda own: _gather_rows(own, rows))
 
 
 def _gather_rows(own: Tensor, rows: int) -> Tensor:
-    """The `rows` rows of all workers in order; only this worker's own carry gradients."""
+    """The `rows` rows of all workers in order."""
     share = -(-rows // world_size())
-    padded = F.pad(own, (0, 0, 0, share - len(own)))
-    parts = [torch.empty_like(padded) for _ in range(world_size())]
-    dist.all_gather(parts, padded.detach())
-    parts[rank()] = padded
-    return torch.cat(parts)[:rows]
+    everyone: Tensor = _Gather.apply(F.pad(own, (0, 0, 0, share - len(own))))
+    return everyone[:rows]
+
+
+class _Gather(torch.autograd.Function):
+    """Rows (share, d) of each worker to those of all, (workers * share, d); gradients go back to
+    the worker that a row is from, summed over all workers."""
+
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(world_size())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        share = len(gradient) // world_size()
+        if dist.get_backend() == "nccl":
+            own = gradient.new_empty(share, gradient.shape[1])
+            dist.reduce_scatter_tensor(own, gradient)
+            return own
+        dist.all_reduce(gradient)  # gloo has no reduce-scatter on every machine
+        return gradient[rank() * share : (rank() + 1) * share]
 
 
 def backward(loss: Tensor) -> None:
-    """Gradients of a loss that every worker computed from the whole output of `Divided`.
+    """Gradients of a loss of which each worker has its part: of their sum.
 
-    Each worker holds the part of the gradient that went through its rows. What is wanted is
-    their sum; DistributedDataParallel takes their mean.
+    DistributedDataParallel takes the mean over the workers.
     """
     (loss * world_size()).backward()
 

@@ -1,7 +1,7 @@
 """The loss terms of DeepQuan, of the rows that one worker has.
 
 Each takes row-aligned batches and returns a scalar: this worker's part of the term, which is the
-sum over all workers. What a term compares rows with (`Share.gather`) is of the whole batch.
+sum over all workers. What a term compares rows with is of the whole batch.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,9 @@ def whole(rows: int) -> Share:
 def weighted_triplet(
     anchors: Tensor, positives: Tensor, weights: Tensor, temperature: float, share: Share
 ) -> Tensor:
-    """Pull each anchor and its positive (own rows, dim) together, push both from the whole batch.
+    """Pull each anchor and its positive together, push both from the rest of the batch.
+
+    anchors, positives (rows, dim): of all workers.
 
     The smooth form of the triplet hinge over all in-batch negatives at once, in both directions
     (InfoNCE; van den Oord, Li, Vinyals 2018): the harder a negative, the greater its share of
@@ -51,11 +53,10 @@ def weighted_triplet(
     its rows with all columns, the local form of this loss (Ilharco et al., "OpenCLIP", 2021).
     """
     own = share.places.to(anchors.device)
-    all_anchors, all_positives = share.gather(anchors), share.gather(positives)
-    similarity = anchors @ all_positives.T / temperature
-    # One product is enough where all rows are here.
-    alone = len(anchors) == share.rows
-    backwards = similarity.T if alone else positives @ all_anchors.T / temperature
+    similarity = anchors[share.own] @ positives.T / temperature
+    # One product is enough where all rows are this worker's.
+    alone = len(own) == share.rows
+    backwards = similarity.T if alone else positives[share.own] @ anchors.T / temperature
     forth = F.cross_entropy(similarity, own, reduction="none")
     back = F.cross_entropy(backwards, own, reduction="none")
     total = 2 * weights.sum().clamp(min=1e-6)

@@ -80,7 +80,7 @@ def replicas_of(deployment: str) -> list[int]:
 
 def _title(folder: Path) -> str:
     try:
-        return (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip() + " "
+        return (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace") + " "
     except OSError:
         return ""
 

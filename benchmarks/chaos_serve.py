@@ -23,12 +23,25 @@ import httpx
 from ray import serve
 
 from benchmarks.serve import query_api
+from dq_cluster.client import Client
+from dq_cluster.errors import DqError
 from dq_cluster.serve.config import Limits, ServeSettings
 from dq_cluster.serve.run import APPLICATION, fast_serve
 from tests.chaos.serve_chaos import TIMEOUT_MS, Load, assert_unmixed, replicas_of, until
 from tests.support import make_model, make_version
 
 _DEPLOYMENTS = {"Shard0": 2, "Shard1": 2, "Router": 2, "Versions": 1}
+
+
+class ClientLoad(Load):
+    """Load by the Python client, which makes a call again whose connection ended."""
+
+    def ask(self) -> tuple[int, str]:
+        with Client(self.url, timeout_s=2 * TIMEOUT_MS / 1e3) as client:
+            try:
+                return 200, client.search(embedding=[0.25] * 16, k=20).model_dump_json()
+            except DqError as error:
+                return 500, repr(error)
 
 
 def main() -> None:
@@ -54,7 +67,7 @@ def main() -> None:
             limits=Limits(max_timeout_ms=TIMEOUT_MS),
         )
         begin = time.monotonic()
-        with query_api(settings) as url, Load(url) as load:
+        with query_api(settings) as url, ClientLoad(url) as load:
             load.wait_for(20)
             killed, refreshes = storm(url, load, asked.kills, random.Random(asked.seed))
             load.wait_for(20)
@@ -112,7 +125,8 @@ def storm(
 
 def _is_whole(name: str, victim: int) -> bool:
     """Whether the victim's successor is up."""
-    if victim in replicas_of(name):
+    there = replicas_of(name)
+    if victim in there or len(there) != _DEPLOYMENTS[name]:
         return False
     deployments = serve.status().applications[APPLICATION].deployments
     return deployments[name].replica_states == {"RUNNING": _DEPLOYMENTS[name]}

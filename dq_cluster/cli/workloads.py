@@ -3,7 +3,7 @@
 `python jobs/<workload>.py` runs exactly these commands.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,15 +110,31 @@ def duplicates(config: Config = None, overrides: Overrides = None, json: Json = 
 
 
 def serve(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
-    """Serve the query API until interrupted (Ray Serve)."""
+    """Serve the query API and the web page until interrupted (Ray Serve).
+
+    `serve my-index` needs no settings file; `serve --config FILE key=value` names all settings.
+    """
     from dq_cluster.cluster import ray_cluster
+    from dq_cluster.index.catalog import Index
     from dq_cluster.serve.config import ServeSettings
     from dq_cluster.serve.run import fast_serve, serve_forever
 
-    settings = load_settings(ServeSettings, config, overrides or ())
+    settings = load_settings(ServeSettings, *_of_index(config, overrides or ()))
+    Index.at(settings.index).manifest(settings.version)  # before anything is started
     fast_serve()
     with results_only() as stdout, ray_cluster():
         serve_forever(settings, on_ready=lambda ready: emit(ready, as_json=json, file=stdout))
+
+
+def _of_index(config: Path | None, overrides: Sequence[str]) -> tuple[Path | None, Sequence[str]]:
+    """`INDEX key=value …` as settings: INDEX with what comes for a laptop, unless there is a file.
+
+    An index whose name has `=` in it is given as index=NAME.
+    """
+    if not overrides or "=" in overrides[0]:
+        return config, overrides
+    index, *others = overrides
+    return config or find_config(Path("laptop/serve")), [f"index={index}", *others]
 
 
 def _run(workload: Callable[[], Any], as_json: bool) -> None:

@@ -103,6 +103,7 @@ def _run_demo(folder: Path, images: int, journal: Journal) -> dict[str, Any]:
         "throughput": throughput,
         "shards": served["shards"],
         "report": str(folder / "report.html"),
+        "next": f"dq-cluster serve {index}",
     }
 
 

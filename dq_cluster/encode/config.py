@@ -52,12 +52,12 @@ class FeaturizeSettings(Settings):
 class EncodeSettings(Settings):
     """Images or features in, a new version of the index out.
 
-    index: a folder or `s3://` prefix. model: the digest of a model in the index, or a unique
-    prefix. run: the name of the run; the same name continues it. Default: a digest of the settings,
-    so the same command continues. append: add to the current version instead of replacing it.
-    fragment_rows: images per code file. max_reject_fraction: if the share of rejects exceeds it,
-    the run publishes nothing. Default: 0.01; of fewer than 1,000 images ten may be rejects, but no
-    more than one in four.
+    index: a folder or `s3://` prefix. model: of the index: `latest`, the name of its training, its
+    digest, or a unique prefix of that. run: the name of the run; the same name continues it.
+    Default: a digest of the settings, so the same command continues. append: add to the current
+    version instead of replacing it. fragment_rows: images per code file. max_reject_fraction: if
+    the share of rejects exceeds it, the run publishes nothing. Default: 0.01; of fewer than 1,000
+    images ten may be rejects, but no more than one in four.
     """
 
     index: Location

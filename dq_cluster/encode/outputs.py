@@ -148,7 +148,8 @@ class FeatureEncoder:
         return _in_batches(self._backbone, pixels, self._output.batch_size).astype(np.float16)
 
     def write(self, fragment: int, rows: pa.Table, arrays: dict[str, np.ndarray]) -> FileEntry:
-        table = rows.select(["id", *self._output.columns])
+        # Where the image is goes along, so that what is encoded from features can show it.
+        table = rows.select(list(dict.fromkeys(["id", *self._output.columns, "uri"])))
         for name, matrix in arrays.items():
             lists = pa.FixedSizeListArray.from_arrays(
                 pa.array(matrix.ravel()),

@@ -24,7 +24,7 @@ from dq_cluster.images.parquet import ParquetRows
 from dq_cluster.images.sources import numbers_rows, source_schema
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
-from dq_cluster.index.models import ModelCard, read_card
+from dq_cluster.index.models import ModelCard, find_model
 from dq_cluster.run import Run
 
 
@@ -34,7 +34,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
     Returns a summary: the version, its totals, bytes per image, and the stages' throughput.
     """
     index = Index.at(settings.index)
-    card = read_card(index.storage, settings.model)
+    card = find_model(index.storage, settings.model)
     request = EncodeRequest(
         source=settings.source,
         append=settings.append,

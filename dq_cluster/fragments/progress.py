@@ -17,12 +17,12 @@ _LINE_EVERY = 10.0  # seconds, where there is no terminal
 
 
 class Measured(NamedTuple):
-    """The metrics of a workload: its fragments, those that are done, rows, and rejects."""
+    """The metrics of a workload: its fragments, those that are done, rows, and rejects if any."""
 
     fragments: Gauge
     done: Gauge
     rows: Total
-    rejects: Total
+    rejects: Total | None = None
 
 
 class RunProgress:
@@ -66,7 +66,8 @@ class RunProgress:
         self.rejected += receipt.rejected
         self.stages.update(receipt.seconds)
         self._measured.rows.inc(receipt.rows)
-        self._measured.rejects.inc(receipt.rejected)
+        if self._measured.rejects is not None:
+            self._measured.rejects.inc(receipt.rejected)
         self._measured.done.set(self._done)
         self._bar.update(self._task, completed=self._done, figures=self.figures())
         if self._bar.disable and time.monotonic() - self._spoke >= _LINE_EVERY:

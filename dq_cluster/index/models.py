@@ -21,9 +21,13 @@ from safetensors.numpy import save as save_tensors
 from dq_cluster.document import Document
 from dq_cluster.errors import IntegrityError, NotFoundError
 from dq_cluster.geometry import CodeGeometry
+from dq_cluster.run import Run
 from dq_cluster.storage import Storage
 
+LATEST = "latest"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_CARD = re.compile(rf"models/{_DIGEST.pattern}/model\.json")
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class ModelCard(Document):
@@ -95,6 +99,25 @@ def list_models(storage: Storage) -> list[str]:
     ]
 
 
+def find_model(storage: Storage, wanted: str) -> ModelCard:
+    """The model that a user means by `wanted`.
+
+    `latest`: the one that was published last; the name of a training that has published one; a
+    digest, or an unambiguous prefix of one. Raises NotFoundError, listing what exists, for another.
+    """
+    if wanted == LATEST:
+        published = [info for info in storage.list("models") if _CARD.fullmatch(info.path)]
+        if not published:
+            raise NotFoundError(f"{storage.uri} has no model yet; 'dq-cluster train' makes one")
+        newest = max(published, key=lambda info: (info.modified, info.path))
+        return read_card(storage, newest.path.split("/")[1])
+    if _RUN.fullmatch(wanted):
+        trained = Run(storage.child(f"runs/{wanted}/train")).result()
+        if isinstance(trained, str):
+            return read_card(storage, trained)
+    return read_card(storage, wanted)
+
+
 def read_card(storage: Storage, digest: str) -> ModelCard:
     """The card of a model; `digest` may be an unambiguous prefix.
 
@@ -104,7 +127,10 @@ def read_card(storage: Storage, digest: str) -> ModelCard:
     if len(found) != 1:
         known = ", ".join(name[:12] for name in list_models(storage)) or "none"
         what = "no model" if not found else f"{len(found)} models"
-        raise NotFoundError(f"{storage.uri} has {what} '{digest}'; models: {known}")
+        raise NotFoundError(
+            f"{storage.uri} has {what} '{digest}'; models: {known} (or '{LATEST}', or the name of "
+            "a training that has ended)"
+        )
     name = f"models/{found[0]}/model.json"
     return ModelCard.parse(storage.read(name), f"{storage.uri}/{name}")
 

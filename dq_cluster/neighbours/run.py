@@ -25,7 +25,6 @@ _MEASURED = Measured(
     metrics.NEIGHBOURS_FRAGMENTS,
     metrics.NEIGHBOURS_FRAGMENTS_DONE,
     metrics.NEIGHBOURS_QUERIES,
-    metrics.NEIGHBOURS_REJECTS,
 )
 
 

@@ -97,7 +97,6 @@ ENCODE_FRAGMENTS_DONE = _gauge("dq_encode_fragments_done", "Fragments committed.
 NEIGHBOURS_QUERIES = _counter(
     "dq_neighbours_queries_total", "Queries whose neighbours are committed."
 )
-NEIGHBOURS_REJECTS = _counter("dq_neighbours_rejects_total", "Queries that could not be answered.")
 NEIGHBOURS_FRAGMENTS = _gauge("dq_neighbours_fragments", "Fragments of queries of this run.")
 NEIGHBOURS_FRAGMENTS_DONE = _gauge("dq_neighbours_fragments_done", "Fragments committed.")
 

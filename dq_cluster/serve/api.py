@@ -46,10 +46,10 @@ class SearchRequest(BaseModel):
 
     vector: a feature of the backbone, which the model embeds; vectors: several. embedding: a
     vector that is already in the space of the codes. image: an encoded image, base64 in JSON.
-    k: neighbours wanted. nprobe: cells of an IVF version to look into, 0 for all. k_factor:
-    candidates for each neighbour that the second code re-ranks, 1 for no re-ranking. filter:
-    conditions on carried columns. include: carried columns to return. Unset: what the
-    settings of the service say.
+    k: neighbours wanted. within: only those that score at least this. nprobe: cells of an IVF
+    version to look into, 0 for all. k_factor: candidates for each neighbour that the second code
+    re-ranks, 1 for no re-ranking. filter: conditions on carried columns. include: carried columns
+    to return. Unset: what the settings of the service say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +61,7 @@ class SearchRequest(BaseModel):
     id: int | str | None = None
     image: EncodedImage | None = None
     k: int = Field(10, ge=1)
+    within: FiniteFloat | None = None
     nprobe: int | None = Field(None, ge=0)
     k_factor: int | None = Field(None, ge=1, le=MAX_K_FACTOR)
     timeout_ms: int | None = Field(None, ge=1)

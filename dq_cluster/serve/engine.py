@@ -33,7 +33,7 @@ from dq_cluster.serve.api import (
 from dq_cluster.serve.batcher import Batcher
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.fanout import Failure, Fanout
-from dq_cluster.serve.hits import names_in, names_of, to_hits, winners
+from dq_cluster.serve.hits import names_in, names_of, near_enough, to_hits, winners
 from dq_cluster.serve.policy import coverage, time_left
 from dq_cluster.serve.served import Served
 
@@ -165,7 +165,7 @@ class Engine:
         ms["queue"] = max(0.0, 1e3 * total - sum(ms.values()))
         ms["total"] = 1e3 * total
         response = SearchResponse.model_construct(
-            hits=found.hits[places],
+            hits=near_enough(found.hits[places], request.within),
             version=served.manifest.version,
             coverage=found.coverage,
             timed_out=found.timed_out,

@@ -90,7 +90,7 @@ def request_of(asked: pb.SearchRequest) -> SearchRequest:
         values["id"] = getattr(asked.id, asked.id.WhichOneof("id") or "text")
     elif subject == "image":
         values["image"] = asked.image
-    for name in ("k", "nprobe", "k_factor", "timeout_ms", "min_coverage"):
+    for name in ("k", "within", "nprobe", "k_factor", "timeout_ms", "min_coverage"):
         if asked.HasField(name):
             values[name] = getattr(asked, name)
     if asked.HasField("filter"):

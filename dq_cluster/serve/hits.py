@@ -1,5 +1,6 @@
 """From the answers of shards to hits: merge, then name the winners."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,13 @@ def names_in(ordinals: np.ndarray, rows: pa.Table) -> dict[int, Sequence[Any]]:
     """Id and columns, as JSON says them, of `rows`, by their ordinals (n,)."""
     values = zip(*map(to_json, rows.columns), strict=True)
     return dict(zip(ordinals.tolist(), values, strict=True))
+
+
+def near_enough(hits: list[list[Hit]], within: float | None) -> list[list[Hit]]:
+    """Of each query the hits, best first, that score at least `within`; None: all."""
+    if within is None:
+        return hits
+    return [list(itertools.takewhile(lambda hit: hit.score >= within, each)) for each in hits]
 
 
 def to_hits(

@@ -20,6 +20,7 @@ from dq_cluster.serve.status import error_class
 T = TypeVar("T")
 
 LOAD_S = 900.0  # the service's own limit, load_timeout_s, is 600 unless set
+_ATTEMPTS = 3  # where a connection ends without an answer
 _WAY_S = 5.0  # what a search may take beside waiting for shards
 
 
@@ -70,13 +71,7 @@ class RemoteService:
     ) -> httpx.Response:
         limit = self._timeout_s if timeout_s is None else timeout_s
         try:
-            answer = await self._http.request(
-                method,
-                path,
-                content=body,
-                headers={"Content-Type": "application/json"},
-                timeout=httpx.Timeout(limit, connect=min(limit, self._timeout_s)),
-            )
+            answer = await self._persistently(method, path, body, limit)
         except httpx.TimeoutException as error:
             raise UnavailableError(f"{self._where} does not answer within {limit:g} s") from error
         except httpx.HTTPError as error:
@@ -85,6 +80,27 @@ class RemoteService:
         if answer.is_success:
             return answer
         raise self._error(answer)
+
+    async def _persistently(
+        self, method: str, path: str, body: str | None, limit: float
+    ) -> httpx.Response:
+        """Ask again where a connection ended without an answer: every call may be made twice.
+
+        A proxy closes a connection that was idle just as it is used, or a router ends.
+        """
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                return await self._http.request(
+                    method,
+                    path,
+                    content=body,
+                    headers={"Content-Type": "application/json"},
+                    timeout=httpx.Timeout(limit, connect=min(limit, self._timeout_s)),
+                )
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                if not left:
+                    raise
+        raise AssertionError
 
     def _parsed(self, kind: type[T], answer: httpx.Response) -> T:
         try:

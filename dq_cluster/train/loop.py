@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.model.deepquan import DeepQuan, Output
 from dq_cluster.model.fit import batches, fit_anchors, fit_refine, make_optimizer, update_quantizer
 from dq_cluster.model.neighbours import Positives
 from dq_cluster.model.step import training_loss
@@ -62,7 +62,11 @@ def train_epochs(
     def look_up(rows: Tensor) -> Tensor:
         return torch.from_numpy(features[rows.numpy()]).to(device, torch.float32)
 
-    divided = parallel.Divided(network, look_up)
+    def on_rows(rows: Tensor) -> Output:
+        output: Output = network(look_up(rows))
+        return output
+
+    parallel.agree(network)
     all_rows = torch.arange(len(features))
     for epoch in range(done, settings.epochs):
         started = time.perf_counter()
@@ -70,14 +74,16 @@ def train_epochs(
         terms: list[dict[str, Tensor]] = []
         for batch in batches(all_rows, positives, settings.batch_size, seed=(seed, epoch)):
             batch = batch._replace(weights=batch.weights.to(device))
-            loss, found = training_loss(divided, batch, settings)
+            share = parallel.share_of(len(batch.features))
+            loss, found = training_loss(on_rows, batch, settings, share)
             optimizer.zero_grad()
-            parallel.backward(loss)
+            parallel.backward(loss, network)
             optimizer.step()
             schedule.step()
             terms.append(found)
         network.eval()
-        means = {name: float(torch.stack([t[name] for t in terms]).mean()) for name in terms[0]}
+        parts = torch.stack([torch.stack(list(t.values())) for t in terms]).mean(0)
+        means = dict(zip(terms[0], parallel.all_reduce(parts).tolist(), strict=True))
         metrics: dict[str, Any] = {"terms": means}
         metrics |= _fit_codebooks(network, look_up, len(features), epoch, seed)
         seconds = time.perf_counter() - started

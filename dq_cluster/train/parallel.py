@@ -1,19 +1,20 @@
-"""The network's work divided among the workers of a process group, the losses left whole.
+"""A step's work divided among the workers of a process group, its result left as it is.
 
-Each worker runs the network on its part of the global batch and receives what the others
-computed, so every worker sees the losses of the whole batch, in-batch negatives included. The
-number of workers therefore changes neither gradients nor codebooks, but for rounding.
+Each worker runs the network on its pairs of the global batch, and compares them with those of all
+workers, in-batch negatives included. The number of workers therefore changes neither gradients nor
+codebooks, but for rounding.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
-from dq_cluster.model.deepquan import DeepQuan, Output
+from dq_cluster.model.deepquan import DeepQuan
+from dq_cluster.model.losses import Share, whole
 
 
 def world_size() -> int:
@@ -36,10 +37,10 @@ def all_reduce(tensor: Tensor) -> Tensor:
 
 
 def agree(network: DeepQuan) -> None:
-    """Give every worker the first one's codebooks, to the bit, whatever their machines round."""
+    """Give every worker the first one's network, to the bit, whatever their machines round."""
     if world_size() > 1:
-        for buffer in network.buffers():
-            dist.broadcast(buffer, 0)
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, 0)
 
 
 def own_range(rows: int) -> tuple[int, int]:
@@ -48,48 +49,61 @@ def own_range(rows: int) -> tuple[int, int]:
     return min(rank() * share, rows), min((rank() + 1) * share, rows)
 
 
-class Divided(nn.Module):
-    """A network over a batch of row numbers that is spread over all workers.
-
-    `forward(rows)` takes the same global batch (n,) on every worker, looks up the features of this
-    worker's part by `features(rows)`, and returns the Output of all n. Gradients reach this
-    worker's part only; `backward` below completes them.
-    """
-
-    def __init__(self, network: DeepQuan, features: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.features = features
-        self.network: nn.Module = network
-        if world_size() > 1:
-            # Every worker updates the codebooks alike; there is nothing to broadcast.
-            self.network = DistributedDataParallel(network, broadcast_buffers=False)
-
-    def forward(self, rows: Tensor) -> Output:
-        start, stop = own_range(len(rows))
-        own: Output = self.network(self.features(rows[start:stop]))
-        if world_size() == 1:
-            return own
-        everyone = _gather_rows(torch.cat(own, dim=1), len(rows))
-        return Output(*everyone.split([part.shape[1] for part in own], dim=1))
+def share_of(rows: int) -> Share:
+    """This worker's part of a batch of `rows` pairs."""
+    if world_size() == 1:
+        return whole(rows)
+    return Share(*own_range(rows), rows, lambda own: _gather_rows(own, rows))
 
 
 def _gather_rows(own: Tensor, rows: int) -> Tensor:
-    """The `rows` rows of all workers in order; only this worker's own carry gradients."""
+    """The `rows` rows of all workers in order."""
     share = -(-rows // world_size())
-    padded = F.pad(own, (0, 0, 0, share - len(own)))
-    parts = [torch.empty_like(padded) for _ in range(world_size())]
-    dist.all_gather(parts, padded.detach())
-    parts[rank()] = padded
-    return torch.cat(parts)[:rows]
+    everyone: Tensor = _Gather.apply(F.pad(own, (0, 0, 0, share - len(own))))
+    return everyone[:rows]
 
 
-def backward(loss: Tensor) -> None:
-    """Gradients of a loss that every worker computed from the whole output of `Divided`.
+class _Gather(torch.autograd.Function):
+    """Rows (share, d) of each worker to those of all, (workers * share, d); gradients go back to
+    the worker that a row is from, summed over all workers."""
 
-    Each worker holds the part of the gradient that went through its rows. What is wanted is
-    their sum; DistributedDataParallel takes their mean.
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(world_size())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        share = len(gradient) // world_size()
+        if dist.get_backend() == "nccl":
+            own = gradient.new_empty(share, gradient.shape[1])
+            dist.reduce_scatter_tensor(own, gradient)
+            return own
+        dist.all_reduce(gradient)  # gloo has no reduce-scatter on every machine
+        return gradient[rank() * share : (rank() + 1) * share]
+
+
+def backward(loss: Tensor, network: nn.Module) -> None:
+    """Gradients of the parameters for a loss of which each worker has its part: of their sum.
+
+    They travel as one tensor. DistributedDataParallel sends them while the backward pass still
+    runs, which pays for large networks; for one of a megabyte, looking after that took a fifth of
+    a step.
     """
-    (loss * world_size()).backward()
+    loss.backward()
+    if world_size() == 1:
+        return
+    own = [p for p in network.parameters() if p.requires_grad]
+    flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in own])
+    dist.all_reduce(flat)
+    for parameter, total in zip(own, flat.split([p.numel() for p in own]), strict=True):
+        parameter.grad = total.view_as(parameter)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def use_mixed_precision(network: DeepQuan) -> None:

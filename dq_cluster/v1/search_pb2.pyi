@@ -30,7 +30,7 @@ class Id(_message.Message):
     def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., large_number: _Optional[int] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("vectors", "embeddings", "id", "image", "k", "nprobe", "timeout_ms", "min_coverage", "filter", "include", "k_factor")
+    __slots__ = ("vectors", "embeddings", "id", "image", "k", "nprobe", "timeout_ms", "min_coverage", "filter", "include", "k_factor", "within")
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class SearchRequest(_message.Message):
     FILTER_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     K_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
     vectors: Vectors
     embeddings: Vectors
     id: Id
@@ -53,7 +54,8 @@ class SearchRequest(_message.Message):
     filter: _struct_pb2.Struct
     include: _containers.RepeatedScalarFieldContainer[str]
     k_factor: int
-    def __init__(self, vectors: _Optional[_Union[Vectors, _Mapping]] = ..., embeddings: _Optional[_Union[Vectors, _Mapping]] = ..., id: _Optional[_Union[Id, _Mapping]] = ..., image: _Optional[bytes] = ..., k: _Optional[int] = ..., nprobe: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., min_coverage: _Optional[float] = ..., filter: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., k_factor: _Optional[int] = ...) -> None: ...
+    within: float
+    def __init__(self, vectors: _Optional[_Union[Vectors, _Mapping]] = ..., embeddings: _Optional[_Union[Vectors, _Mapping]] = ..., id: _Optional[_Union[Id, _Mapping]] = ..., image: _Optional[bytes] = ..., k: _Optional[int] = ..., nprobe: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., min_coverage: _Optional[float] = ..., filter: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., k_factor: _Optional[int] = ..., within: _Optional[float] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("id", "score", "columns")

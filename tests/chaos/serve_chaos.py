@@ -1,5 +1,6 @@
 """What chaos tests of a service need: clients that ask all the time, and its processes."""
 
+import json
 import os
 import threading
 import time
@@ -24,23 +25,28 @@ class Load:
 
     def __enter__(self) -> "Load":
         self._stop = threading.Event()
+        self._http = httpx.Client(base_url=self.url, timeout=2 * TIMEOUT_MS / 1e3)
         self._threads = [threading.Thread(target=self._ask) for _ in range(self.clients)]
         for thread in self._threads:
             thread.start()
         return self
 
     def _ask(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=2 * TIMEOUT_MS / 1e3) as http:
-            while not self._stop.is_set():
-                try:
-                    answer = http.post("/v1/search", json={"embedding": [0.25] * 16, "k": 20})
-                except httpx.HTTPError as error:
-                    self.errors.append(repr(error))
-                    continue
-                if answer.status_code == 200:
-                    self.answers.append(answer.json())
-                else:
-                    self.errors.append(f"{answer.status_code} {answer.text}")
+        while not self._stop.is_set():
+            status, text = self.ask()
+            if status == 200:
+                self.answers.append(json.loads(text))
+            else:
+                self.errors.append(f"{status} {text}")
+
+    def ask(self) -> tuple[int, str]:
+        """Ask once: the status, and the answer as JSON or what went wrong."""
+        try:
+            question = {"embedding": [0.25] * 16, "k": 20}
+            answer = self._http.post("/v1/search", json=question)
+        except httpx.HTTPError as error:
+            return 0, repr(error)
+        return answer.status_code, answer.text
 
     def wait_for(self, more: int) -> None:
         """Until `more` further questions are answered."""
@@ -51,6 +57,7 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        self._http.close()
 
 
 def until(condition: Callable[[], bool], seconds: float = 240) -> None:
@@ -73,7 +80,7 @@ def replicas_of(deployment: str) -> list[int]:
 
 def _title(folder: Path) -> str:
     try:
-        return (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip() + " "
+        return (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace") + " "
     except OSError:
         return ""
 

@@ -145,7 +145,7 @@ def test_placement_of_a_gpu_group(helm: Helm) -> None:
     spec = pods(helm.render("-f", CI["gpu"]))["RayService/rel-dq-cluster/gpu"]["spec"]
     assert spec["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
-    assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
 def test_the_laptop_file_turns_the_token_off_and_traces_on(helm: Helm) -> None:

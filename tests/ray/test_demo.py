@@ -1,5 +1,6 @@
 """`dq-cluster demo`, killed half-way and run again, as `make demo` runs it."""
 
+import asyncio
 import json
 import os
 import re
@@ -10,6 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+
+from dq_cluster.index.tombstones import live_ids
+from dq_cluster.serve.api import parse_request
+from dq_cluster.serve.config import ServeSettings
+from dq_cluster.serve.local import LocalService
 
 BINARY = Path(sys.executable).parent / "dq-cluster"
 IMAGES = 600
@@ -27,6 +33,13 @@ def demo(folder: Path) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+def first_id(service: LocalService) -> int | str:
+    index = service._index
+    _, ids = next(live_ids(index.storage, index.manifest()))
+    found: int | str = ids[0].as_py()
+    return found
 
 
 def stages(folder: Path) -> list[str]:
@@ -82,3 +95,15 @@ def test_a_killed_demo_run_again_finishes(tmp_path: Path, kills: list[str]) -> N
     assert report.count('alt="query"') == 12
     assert report.count('alt="neighbour') == 120
     assert 'src="data:image/png;base64,' in report
+
+    # The page of the demo's own index has the pictures.
+    assert found["next"] == f"dq-cluster serve {tmp_path / 'index'}"
+    service = LocalService(ServeSettings(index=str(tmp_path / "index"), shards=1))
+
+    async def pictures() -> list[bytes]:
+        hits = (await service.search(parse_request({"id": first_id(service)}))).hits[0]
+        return [await service.picture(hit.id) for hit in hits]
+
+    shown = asyncio.run(pictures())
+    assert len(shown) == 10
+    assert all(picture[:2] == b"\xff\xd8" for picture in shown)

@@ -15,8 +15,9 @@ from dq_cluster.encode.run import encode
 from dq_cluster.errors import ConfigError, InputError, NotFoundError, QualityGateError
 from dq_cluster.evaluate.config import EvaluateSettings
 from dq_cluster.evaluate.version import evaluate_version
-from dq_cluster.images.config import BackboneSettings, SourceSettings
+from dq_cluster.images.config import BackboneSettings, ImageLimits, SourceSettings
 from dq_cluster.images.features import open_features
+from dq_cluster.images.thumbnail import thumbnail
 from dq_cluster.index.models import ModelCard
 from dq_cluster.model.bundle import load_model, save_model
 from dq_cluster.model.cells import learn_cells
@@ -150,13 +151,19 @@ def test_features_then_codes(
     assert featurize(settings)["rows"] == 70
     assert {info.path: info.modified for info in Storage(output).list()} == before
 
-    source = SourceSettings(kind="features", uri=output, columns=("label",))
+    source = SourceSettings(kind="features", uri=output, columns=("label", "uri"))
     encode(settings_for(index, card, source))
     catalog, manifest = current(index)
     table = read_version(catalog.storage, manifest)
     assert table.column("code").to_pylist() == codes_of(
         catalog.storage, card, half.astype(np.float32)
     )
+    # The picture is where it was, whatever road it took into the index.
+    encode(settings_for(index, card, pile(tmp_path).model_copy(update={"columns": ("uri",)})))
+    _, direct = current(index)
+    uris = read_version(catalog.storage, direct).column("uri")
+    assert table.column("uri").to_pylist() == uris.to_pylist()
+    assert thumbnail(uris[0].as_py(), ImageLimits())[:2] == b"\xff\xd8"
 
 
 def test_every_bad_input_is_a_reject_with_its_reason(

@@ -24,6 +24,8 @@ CALLS: dict[str, Callable[[Service], dict[str, Any]]] = {
     "vectors": lambda s: {"vectors": s.features[:4], "k": 3, "include": ["uri", "label"]},
     "embedding": lambda s: {"embedding": EMBEDDINGS[0], "k": 1000},
     "embeddings": lambda s: {"embeddings": EMBEDDINGS, "filter": {"label": {"in": [1, 2]}}},
+    "near ones": lambda s: {"id": 42, "k": 50, "within": -1.5},
+    "none near": lambda s: {"embeddings": EMBEDDINGS, "within": 10.0},
     "no re-ranking": lambda s: {"embeddings": EMBEDDINGS, "k": 20, "k_factor": 1},
     "much re-ranking": lambda s: {"embeddings": EMBEDDINGS, "k": 20, "k_factor": 30},
     "too much re-ranking": lambda s: {"id": 42, "k_factor": 101},

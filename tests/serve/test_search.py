@@ -122,6 +122,18 @@ def test_a_filter_is_searched_as_if_the_rest_did_not_exist(service: Service, who
     assert body["coverage"] == 1
 
 
+def test_within_leaves_out_what_is_farther(service: Service) -> None:
+    with service.http as http:
+        asked = {"id": 777, "k": 200}
+        everything = http.post("/v1/search", json=asked).json()["hits"][0]
+        limit = everything[60]["score"]
+        near = http.post("/v1/search", json={**asked, "within": limit}).json()["hits"][0]
+        assert near == [hit for hit in everything if hit["score"] >= limit]
+        assert 60 < len(near) < 200
+        refused = http.post("/v1/search", content='{"id": 1, "within": NaN}')
+        assert refused.status_code == 400
+
+
 def test_metrics_count_the_queries(service: Service) -> None:
     with service.http as http:
 

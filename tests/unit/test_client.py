@@ -222,3 +222,34 @@ def test_what_may_take_long_is_waited_for(service: Hanging, port: int) -> None:
             assert (await refresh).version == (await search).version == 1
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("broken", "answered"), [(2, True), (3, False)])
+def test_a_call_whose_connection_ends_is_made_again(broken: int, answered: bool) -> None:
+    """As a proxy does with a connection that was idle, and a router that is killed."""
+    asked = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        asked.append(head)
+        if len(asked) > broken:
+            body = b'[{"version": 1, "current": true, "serving": true}]'
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            await writer.drain()
+        elif len(asked) == 1:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n")
+            await writer.drain()
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, AsyncClient(f"http://127.0.0.1:{port}") as client:
+            if answered:
+                assert [each.version for each in await client.versions()] == [1]
+            else:
+                with pytest.raises(UnavailableError, match="does not answer"):
+                    await client.versions()
+        assert len(asked) == 3
+
+    asyncio.run(run())

@@ -1,6 +1,7 @@
 """The format on storage: models, code files, manifests, and the catalog that moves CURRENT."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import code_table, open_code_file, read_codes, write_code_file
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer, parse_manifest
-from dq_cluster.index.models import ModelCard, read_card, read_tensors, write_model
+from dq_cluster.index.models import ModelCard, find_model, read_card, read_tensors, write_model
+from dq_cluster.run import Run
 from dq_cluster.storage import Storage
 
 GEOMETRY = CodeGeometry(dim=8, m=4)
@@ -162,6 +164,20 @@ class TestModels:
         card = self.write(storage)
         with pytest.raises(NotFoundError, match=card.digest[:12]):
             read_card(storage, "ffff")
+
+    def test_models_are_found_by_the_names_people_know(self, storage: Storage) -> None:
+        one, newer = self.write(storage), self.write(storage, seed=1)
+        os.utime(storage.path(f"models/{newer.digest}/model.json"), (2e9, 2e9))
+        Run(storage.child("runs/photos-2024/train")).finish(one.digest)
+        Run(storage.child("runs/half/train")).claim(GEOMETRY)
+        assert find_model(storage, "latest") == newer
+        assert find_model(storage, "photos-2024") == one
+        assert find_model(storage, newer.digest[:9]) == newer
+        for absent in ("half", "no/run", "../x"):
+            with pytest.raises(NotFoundError, match="or 'latest', or the name of"):
+                find_model(storage, absent)
+        with pytest.raises(NotFoundError, match="has no model yet"):
+            find_model(storage.child("empty"), "latest")
 
     def test_changed_weights_are_refused(self, storage: Storage) -> None:
         card = self.write(storage)

@@ -51,6 +51,9 @@ workerGroupSpecs:
     minReplicas: {{ $least }}
     maxReplicas: {{ $most }}
     rayStartParams: {}
+    # As KubeRay writes a group: what it adds would make the list its own.
+    numOfHosts: 1
+    scaleStrategy: {}
     template: {{- include "dq.rayPod" (merge (dict "group" $group "isHead" false) $) | nindent 6 }}
   {{- end }}
 {{- end }}
@@ -91,15 +94,15 @@ spec:
       securityContext: {{- toYaml $values.containerSecurityContext | nindent 8 }}
       ports:
         {{- if .isHead }}
-        - {name: gcs-server, containerPort: 6379}
-        - {name: dashboard, containerPort: 8265}
-        - {name: client, containerPort: 10001}
+        - {name: gcs-server, containerPort: 6379, protocol: TCP}
+        - {name: dashboard, containerPort: 8265, protocol: TCP}
+        - {name: client, containerPort: 10001, protocol: TCP}
         {{- end }}
         {{- if eq .component "serve" }}
-        - {name: serve, containerPort: 8000}
+        - {name: serve, containerPort: 8000, protocol: TCP}
         {{- end }}
-        - {name: metrics, containerPort: 8080}
-        - {name: dq-metrics, containerPort: 8081}
+        - {name: metrics, containerPort: 8080, protocol: TCP}
+        - {name: dq-metrics, containerPort: 8081, protocol: TCP}
       env:
         {{- include "dq.environment" $root | nindent 8 }}
         {{- range $name, $value := .env }}
@@ -114,7 +117,7 @@ spec:
       {{- with .group.readinessProbe }}
       readinessProbe: {{- toYaml . | nindent 8 }}
       {{- end }}
-      resources: {{- toYaml .group.resources | nindent 8 }}
+      resources: {{- include "dq.resources" (.group.resources | default dict) | nindent 8 }}
       volumeMounts:
         - {name: tmp, mountPath: /tmp}
         {{- with concat .mounts $values.extraVolumeMounts }}
@@ -122,7 +125,7 @@ spec:
         {{- end }}
   volumes:
     - name: tmp
-      emptyDir: {sizeLimit: {{ $values.tmpSizeLimit }}}
+      emptyDir: {sizeLimit: {{ include "dq.quantity" $values.tmpSizeLimit | quote }}}
     {{- with concat .volumes $values.extraVolumes }}
     {{- toYaml . | nindent 4 }}
     {{- end }}

@@ -50,3 +50,45 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if $digest }}{{ .repository }}@{{ $digest }}{{ else }}{{ .repository }}:{{ $tag }}{{ end }}
 {{- end }}
 {{- end }}
+
+{{/*
+A quantity as Kubernetes writes it: 1Gi for 1024Mi, 500m for 0.5, always text. KubeRay's operator
+writes whole objects; what it writes otherwise than Helm did is from then on the operator's, and the
+next upgrade conflicts.
+*/}}
+{{- define "dq.quantity" -}}
+{{- $text := toString . -}}
+{{- $number := regexFind "^[0-9]*\\.?[0-9]+" $text -}}
+{{- $unit := trimPrefix $number $text -}}
+{{- $units := list "m" "" "k" "M" "G" "T" "P" -}}{{- $step := 1000 -}}
+{{- if hasSuffix "i" $unit -}}
+{{- $units = list "" "Ki" "Mi" "Gi" "Ti" "Pi" "Ei" -}}{{- $step = 1024 -}}
+{{- end -}}
+{{- if and $number (has $unit $units) -}}
+{{- $amount := float64 $number -}}{{- $left := true -}}
+{{- range $units -}}
+{{- if eq . $unit -}}{{- $left = false -}}{{- end -}}
+{{- if $left -}}{{- $amount = mulf $amount $step -}}{{- end -}}
+{{- end -}}
+{{- $amount = ceil $amount | int64 -}}{{- $place := 0 -}}
+{{- range until (sub (len $units) 1 | int) -}}
+{{- if and $amount (eq (mod $amount $step) 0) -}}
+{{- $amount = div $amount $step -}}{{- $place = add1 $place -}}
+{{- end -}}
+{{- end -}}
+{{- if $amount -}}{{- $amount -}}{{- index $units (int $place) -}}{{- else -}}0{{- end -}}
+{{- else -}}{{- $text -}}{{- end -}}
+{{- end }}
+
+{{/* Limits and requests of a container. */}}
+{{- define "dq.resources" -}}
+{{- $kinds := dict -}}
+{{- range $kind, $amounts := . -}}
+{{- $written := dict -}}
+{{- range $name, $amount := $amounts -}}
+{{- $_ := set $written $name (include "dq.quantity" $amount) -}}
+{{- end -}}
+{{- $_ := set $kinds $kind $written -}}
+{{- end -}}
+{{- toYaml $kinds -}}
+{{- end }}

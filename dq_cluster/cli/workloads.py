@@ -127,11 +127,9 @@ def serve(config: Config = None, overrides: Overrides = None, json: Json = False
 
 
 def _of_index(config: Path | None, overrides: Sequence[str]) -> tuple[Path | None, Sequence[str]]:
-    """`INDEX key=value …` as settings: INDEX with what comes for a laptop, unless there is a file.
-
-    An index whose name has `=` in it is given as index=NAME.
-    """
-    if not overrides or "=" in overrides[0]:
+    """`INDEX key=value …` as settings; those of a laptop, unless there is a file."""
+    key, equals, _ = overrides[0].partition("=") if overrides else ("", "=", "")
+    if equals and "/" not in key:  # no setting has a slash in its name
         return config, overrides
     index, *others = overrides
     return config or find_config(Path("laptop/serve")), [f"index={index}", *others]

@@ -1,17 +1,16 @@
 """Queries to the served index over HTTP, and a picture of its answers."""
 
-import json
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
-
+from dq_cluster.client import Client
 from dq_cluster.evaluate.report import GridRow, Picture
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.features import FeatureSet, open_features
 from dq_cluster.images.sources import open_source
+from dq_cluster.serve.api import SearchResponse
 
 NEIGHBOURS = 10
 _GRID_ROWS = 12
@@ -23,14 +22,14 @@ def ask(url: str, source: SourceSettings, queries: str) -> dict[str, Any]:
     """Search by image from 16 clients at once: answers per second, and the shards behind them."""
     dataset = open_features(queries)
     pictures = picture_bytes(source, dataset.ids(0, min(_ASKED, dataset.rows))).values()
-    with httpx.Client(base_url=url, timeout=30) as client, ThreadPoolExecutor(_CLIENTS) as pool:
+    with Client(url) as client, ThreadPoolExecutor(_CLIENTS) as pool:
         started = time.monotonic()
         answers = list(pool.map(lambda picture: _search(client, picture), pictures))
         seconds = time.monotonic() - started
     return {
         "rate": len(answers) / seconds,
-        "shards": min(answer["shards"] for answer in answers),
-        "coverage": min(answer["coverage"] for answer in answers),
+        "shards": min(answer.shards for answer in answers),
+        "coverage": min(answer.coverage for answer in answers),
     }
 
 
@@ -38,17 +37,17 @@ def picture_grid(url: str, source: SourceSettings, queries: str) -> list[GridRow
     """A dozen queries and their ten neighbours, as pictures with scores."""
     asked = _samples(open_features(queries))
     shown = picture_bytes(source, asked)
-    with httpx.Client(base_url=url, timeout=30) as client:
-        answers = {id: _search(client, shown[id])["hits"][0] for id in asked}
-    found = picture_bytes(source, {hit["id"] for hits in answers.values() for hit in hits})
+    with Client(url) as client:
+        answers = {id: _search(client, shown[id]).hits[0] for id in asked}
+    found = picture_bytes(source, {hit.id for hits in answers.values() for hit in hits})
     return [
         GridRow(
             Picture(shown[id], label or str(id)),
             [
                 Picture(
-                    found[hit["id"]],
-                    f"{hit['score']:.3f}",
-                    None if label is None else hit["columns"].get("label") == label,
+                    found[hit.id],
+                    f"{hit.score:.3f}",
+                    None if label is None else hit.columns.get("label") == label,
                 )
                 for hit in answers[id]
             ],
@@ -70,14 +69,8 @@ def picture_bytes(source: SourceSettings, ids: Iterable[Any]) -> dict[Any, bytes
     return found
 
 
-def _search(client: httpx.Client, picture: bytes) -> dict[str, Any]:
-    answer = client.post(
-        "/v1/search",
-        files={"image": picture},
-        data={"k": json.dumps(NEIGHBOURS), "include": json.dumps(["label"])},
-    )
-    answer.raise_for_status()
-    return dict(answer.json())
+def _search(client: Client, picture: bytes) -> SearchResponse:
+    return client.search(image=picture, k=NEIGHBOURS, include=["label"])
 
 
 def _samples(queries: FeatureSet) -> dict[Any, str | None]:

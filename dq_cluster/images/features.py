@@ -240,7 +240,10 @@ def open_features(uri: str, column: str = "feature", *, ids: str = "id") -> Feat
                 f"{storage.uri}/{info.path} has features of {other.dim} numbers, {dim_of} of "
                 f"{dim}; give features of one kind"
             )
-        if other._replace(dim=None, dtype="") != one._replace(dim=None, dtype=""):
+        # A run that an older release began has files without `uri`, and goes on with it.
+        if other._replace(dim=None, dtype="", located=True) != one._replace(
+            dim=None, dtype="", located=True
+        ):
             raise InputError(
                 f"{storage.uri}/{info.path} differs from {found[0].path} in its columns or in how "
                 "its features were made; train on features of one featurize job"
@@ -259,7 +262,7 @@ def open_features(uri: str, column: str = "feature", *, ids: str = "id") -> Feat
         dtype="float16" if {p.dtype for p in promises} == {"float16"} else "float32",
         labelled=one.labelled,
         viewed=one.viewed,
-        located=one.located,
+        located=all(promise.located for promise in promises),
         preprocessing=one.preprocessing,
         fingerprint=hashlib.sha256(json.dumps(stamp).encode()).hexdigest(),
     )

@@ -21,7 +21,7 @@ from dq_cluster.observe.exporter import expose
 from dq_cluster.run import Run
 from dq_cluster.storage import Storage
 
-_MEASURED = Measured(
+MEASURED = Measured(
     metrics.NEIGHBOURS_FRAGMENTS,
     metrics.NEIGHBOURS_FRAGMENTS_DONE,
     metrics.NEIGHBOURS_QUERIES,
@@ -94,7 +94,7 @@ def _find_all(job: FindJob, fragments: int) -> None:
     expose("neighbours")
     done = set(Ledger(job.storage, "").done())
     todo = [number for number in range(fragments) if number not in done]
-    with RunProgress("neighbours", fragments, fragments - len(todo), _MEASURED) as progress:
+    with RunProgress("neighbours", fragments, fragments - len(todo), MEASURED) as progress:
         if not todo:
             return
         pool = job.settings.pool

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from dq_cluster.encode.pool import MEASURED
+from dq_cluster.encode import pool as encode
 from dq_cluster.fragments.ledger import Receipt
 from dq_cluster.fragments.progress import RunProgress
+from dq_cluster.neighbours import run as neighbours
 from dq_cluster.observe import metrics, tracing
 from dq_cluster.observe.exporter import expose
 from tests.helm.conftest import Helm, tool
@@ -37,7 +38,10 @@ class Recorder:
 
     def __init__(self) -> None:
         expose("router")
-        self.progress = RunProgress("encode", fragments=100_000, done=0, measured=MEASURED)
+        self.progress = [
+            RunProgress(name, fragments=100_000, done=0, measured=measured)
+            for name, measured in (("encode", encode.MEASURED), ("neighbours", neighbours.MEASURED))
+        ]
         self.fragments = 0
         # As a service does: once. A busy one may change nothing for days.
         for shard in SHARDS:
@@ -65,18 +69,18 @@ class Recorder:
             metrics.SHARD_LOAD_SECONDS.labels(shard=shard).observe(2)
             metrics.SHARD_LOAD_FAILURES.labels(shard=shard).inc()
         self.fragments += 1
-        self.progress.add(
-            Receipt(
-                fragment=self.fragments,
-                rows=99,
-                rejected=1,
-                reasons={"empty": 1},
-                files=(),
-                rejects=(),
-                columns={},
-                seconds={},
-            )
+        receipt = Receipt(
+            fragment=self.fragments,
+            rows=99,
+            rejected=1,
+            reasons={"empty": 1},
+            files=(),
+            rejects=(),
+            columns={},
+            seconds={},
         )
+        for progress in self.progress:
+            progress.add(receipt)
         for term in ("triplet", "reconstruction"):
             metrics.TRAIN_LOSS.labels(term=term).set(0.5)
         metrics.TRAIN_SAMPLES.inc(256)

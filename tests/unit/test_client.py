@@ -239,6 +239,11 @@ def test_a_call_whose_connection_ends_is_made_again(broken: int, answered: bool)
         elif len(asked) == 1:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n")
             await writer.drain()
+        elif len(asked) == 2:
+            text = b"Internal Server Error"
+            head = b"HTTP/1.1 500 No\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
+            writer.write(head % len(text) + text)
+            await writer.drain()
         writer.close()
 
     async def run() -> None:

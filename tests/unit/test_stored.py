@@ -18,6 +18,8 @@ from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard, list_models, read_card
+from dq_cluster.neighbours.duplicates import DuplicatesManifest
+from dq_cluster.neighbours.result import NeighboursManifest
 from dq_cluster.run import Run
 from dq_cluster.storage import Storage
 from dq_cluster.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
@@ -26,7 +28,13 @@ from tests.support import make_model, make_version
 RECEIPT = Receipt(
     fragment=1, rows=2, rejected=0, reasons={}, files=(), rejects=(), columns={}, seconds={}
 )
+NEIGHBOURS = NeighboursManifest(model="m", version=1, settings={}, files=(), queries=2, full=0)
+DUPLICATES = DuplicatesManifest(
+    version=1, within=-1.0, keep="first", groups=1, images=3, others=2, full=0
+)
 PLAN = Plan(path="p", fragments=1, units=1, rows=1, request={})
+
+RESULTS = (NEIGHBOURS, DUPLICATES)
 
 
 @pytest.fixture
@@ -38,7 +46,7 @@ def index(tmp_path: Path) -> Index:
 
 def documents(index: Index) -> list[Document]:
     manifest = index.manifest()
-    return [manifest, read_card(index.storage, manifest.model), PLAN, RECEIPT]
+    return [manifest, read_card(index.storage, manifest.model), PLAN, RECEIPT, *RESULTS]
 
 
 def changed(document: Document, **values: Any) -> bytes:

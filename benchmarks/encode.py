@@ -32,11 +32,11 @@ import ray
 import torch
 from PIL import Image
 
-from dq_cluster.encode.config import EncodeSettings, PoolSettings
-from dq_cluster.encode.load import Expectation, load
-from dq_cluster.encode.outputs import CodeEncoder, CodeOutput
-from dq_cluster.encode.publish import run_folder
-from dq_cluster.encode.run import encode
+from dq_cluster.encoding.config import EncodeSettings, PoolSettings
+from dq_cluster.encoding.load import Expectation, load
+from dq_cluster.encoding.outputs import CodeEncoder, CodeOutput
+from dq_cluster.encoding.publish import run_folder
+from dq_cluster.encoding.run import encode
 from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.images.backbone import load_backbone
 from dq_cluster.images.config import BackboneSettings, SourceSettings

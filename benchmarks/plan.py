@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dq_cluster.encode.plan import PlanReader, make_plan
+from dq_cluster.encoding.plan import PlanReader, make_plan
 from dq_cluster.images.units import Unit
 from dq_cluster.index.sizing import FRAGMENT_ROWS
 from dq_cluster.storage import Storage

@@ -23,8 +23,8 @@ import torch
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.fit import fit
-from dq_cluster.train.config import TrainSettings
-from dq_cluster.train.run import train
+from dq_cluster.training.config import TrainSettings
+from dq_cluster.training.run import train
 
 
 def main() -> None:

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dq_cluster.client import AsyncClient, Client
-    from dq_cluster.encode.featurize import featurize
+    from dq_cluster.encoding.featurize import featurize
+    from dq_cluster.encoding.run import encode
     from dq_cluster.evaluate.version import evaluate_version
     from dq_cluster.index.catalog import Index
-    from dq_cluster.neighbours.duplicates import duplicates
+    from dq_cluster.knn.duplicates import duplicates
+    from dq_cluster.knn.run import neighbours
+    from dq_cluster.training.run import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,17 +23,23 @@ __all__ = [
     "Client",
     "Index",
     "duplicates",
+    "encode",
     "evaluate_version",
     "featurize",
+    "neighbours",
+    "train",
 ]
 
 _HOMES = {
     "AsyncClient": "dq_cluster.client",
     "Client": "dq_cluster.client",
     "Index": "dq_cluster.index.catalog",
-    "duplicates": "dq_cluster.neighbours.duplicates",
+    "duplicates": "dq_cluster.knn.duplicates",
+    "encode": "dq_cluster.encoding.run",
     "evaluate_version": "dq_cluster.evaluate.version",
-    "featurize": "dq_cluster.encode.featurize",
+    "featurize": "dq_cluster.encoding.featurize",
+    "neighbours": "dq_cluster.knn.run",
+    "train": "dq_cluster.training.run",
 }
 
 

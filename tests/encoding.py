@@ -11,7 +11,7 @@ import torch
 import yaml
 from onnx import TensorProto, helper
 
-from dq_cluster.encode.config import EncodeSettings, PoolSettings
+from dq_cluster.encoding.config import EncodeSettings, PoolSettings
 from dq_cluster.images.backbone import load_backbone
 from dq_cluster.images.config import BackboneSettings, SourceSettings
 from dq_cluster.images.decode import decode_image

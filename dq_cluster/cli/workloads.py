@@ -36,8 +36,8 @@ def register(app: typer.Typer) -> None:
 
 def featurize(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
     """Turn images into backbone features (Ray Data)."""
-    from dq_cluster.encode.config import FeaturizeSettings
-    from dq_cluster.encode.featurize import featurize
+    from dq_cluster.encoding.config import FeaturizeSettings
+    from dq_cluster.encoding.featurize import featurize
 
     settings = load_settings(FeaturizeSettings, config, overrides or ())
     _run(lambda: featurize(settings), json)
@@ -45,8 +45,8 @@ def featurize(config: Config = None, overrides: Overrides = None, json: Json = F
 
 def train(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
     """Train DeepQuan on features and publish the model (Ray Train)."""
-    from dq_cluster.train.config import TrainSettings
-    from dq_cluster.train.run import train
+    from dq_cluster.training.config import TrainSettings
+    from dq_cluster.training.run import train
 
     settings = load_settings(TrainSettings, config, overrides or ())
     _run(lambda: train(settings), json)
@@ -54,8 +54,8 @@ def train(config: Config = None, overrides: Overrides = None, json: Json = False
 
 def encode(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
     """Encode images or features into a new version of the index (Ray Data)."""
-    from dq_cluster.encode.config import EncodeSettings
-    from dq_cluster.encode.run import encode
+    from dq_cluster.encoding.config import EncodeSettings
+    from dq_cluster.encoding.run import encode
 
     settings = load_settings(EncodeSettings, config, overrides or ())
     _run(lambda: encode(settings), json)
@@ -93,8 +93,8 @@ def evaluate(
 
 def neighbours(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
     """Find the nearest codes of every image of a version, or of a set of features (Ray Data)."""
-    from dq_cluster.neighbours.config import NeighboursSettings
-    from dq_cluster.neighbours.run import neighbours
+    from dq_cluster.knn.config import NeighboursSettings
+    from dq_cluster.knn.run import neighbours
 
     settings = load_settings(NeighboursSettings, config, overrides or ())
     _run(lambda: neighbours(settings), json)
@@ -102,8 +102,8 @@ def neighbours(config: Config = None, overrides: Overrides = None, json: Json = 
 
 def duplicates(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
     """Find groups of near-duplicates in a version, and delete all but one of each if asked."""
-    from dq_cluster.neighbours.config import DuplicatesSettings
-    from dq_cluster.neighbours.duplicates import duplicates
+    from dq_cluster.knn.config import DuplicatesSettings
+    from dq_cluster.knn.duplicates import duplicates
 
     settings = load_settings(DuplicatesSettings, config, overrides or ())
     _run(lambda: duplicates(settings), json)

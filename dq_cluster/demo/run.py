@@ -12,9 +12,9 @@ from dq_cluster.demo.journal import Journal
 from dq_cluster.demo.pictures import Pictures, find_pictures
 from dq_cluster.demo.queries import ask, picture_grid
 from dq_cluster.demo.split import split_features
-from dq_cluster.encode.config import EncodeSettings, FeaturizeSettings, PoolSettings
-from dq_cluster.encode.featurize import featurize
-from dq_cluster.encode.run import encode
+from dq_cluster.encoding.config import EncodeSettings, FeaturizeSettings, PoolSettings
+from dq_cluster.encoding.featurize import featurize
+from dq_cluster.encoding.run import encode
 from dq_cluster.evaluate.config import EvaluateSettings
 from dq_cluster.evaluate.report import Report
 from dq_cluster.evaluate.version import evaluate_version
@@ -25,8 +25,8 @@ from dq_cluster.run import Run
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.run import serving
 from dq_cluster.storage import Storage
-from dq_cluster.train.config import TrainSettings
-from dq_cluster.train.run import train
+from dq_cluster.training.config import TrainSettings
+from dq_cluster.training.run import train
 
 SHARDS = 4
 BITS = 64

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 
-from dq_cluster.encode.config import PoolSettings
+from dq_cluster.encoding.config import PoolSettings
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.tombstones import live_ids

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from dq_cluster.config import Settings, load_settings
-from dq_cluster.encode.config import EncodeSettings, FeaturizeSettings
+from dq_cluster.encoding.config import EncodeSettings, FeaturizeSettings
 from dq_cluster.evaluate.config import EvaluateSettings
-from dq_cluster.train.config import TrainSettings
+from dq_cluster.training.config import TrainSettings
 from tests.helm.conftest import CI, INDEX, Helm, of_kind, only
 
 KINDS: dict[str, type[Settings]] = {

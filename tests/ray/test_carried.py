@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dq_cluster.client import Client
-from dq_cluster.encode.config import EncodeSettings, PoolSettings
-from dq_cluster.encode.run import encode
+from dq_cluster.encoding.config import EncodeSettings, PoolSettings
+from dq_cluster.encoding.run import encode
 from dq_cluster.errors import InputError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.index.codefile import carried_schema

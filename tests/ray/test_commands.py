@@ -22,7 +22,7 @@ import ray  # noqa: F401  its import makes psutil's possible
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.models import list_models
 from dq_cluster.storage import Storage
-from dq_cluster.train.checkpoint import checkpoint_epochs
+from dq_cluster.training.checkpoint import checkpoint_epochs
 from tests.support import FEATURE_DIM, make_model, make_vectors, make_version
 
 psutil = importlib.import_module("psutil")

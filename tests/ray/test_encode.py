@@ -9,9 +9,9 @@ import torch
 
 from dq_cluster.client import Client
 from dq_cluster.config import load_settings
-from dq_cluster.encode.config import EncodeSettings, FeaturizeSettings
-from dq_cluster.encode.featurize import featurize
-from dq_cluster.encode.run import encode
+from dq_cluster.encoding.config import EncodeSettings, FeaturizeSettings
+from dq_cluster.encoding.featurize import featurize
+from dq_cluster.encoding.run import encode
 from dq_cluster.errors import ConfigError, InputError, NotFoundError, QualityGateError
 from dq_cluster.evaluate.config import EvaluateSettings
 from dq_cluster.evaluate.version import evaluate_version

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from dq_cluster.encode import pool as encode
+from dq_cluster.encoding import pool as encode
 from dq_cluster.fragments.ledger import Receipt
 from dq_cluster.fragments.progress import RunProgress
-from dq_cluster.neighbours import run as neighbours
+from dq_cluster.knn import run as neighbours
 from dq_cluster.observe import metrics, tracing
 from dq_cluster.observe.exporter import expose
 from tests.helm.conftest import Helm, tool

@@ -12,10 +12,10 @@ from dq_cluster.errors import ConfigError, InputError, NotFoundError
 from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.tombstones import delete_ids
-from dq_cluster.neighbours.config import DuplicatesSettings, NeighboursSettings
-from dq_cluster.neighbours.duplicates import duplicates
-from dq_cluster.neighbours.result import parts, read_result
-from dq_cluster.neighbours.run import neighbours
+from dq_cluster.knn.config import DuplicatesSettings, NeighboursSettings
+from dq_cluster.knn.duplicates import duplicates
+from dq_cluster.knn.result import parts, read_result
+from dq_cluster.knn.run import neighbours
 from dq_cluster.search.merge import rerank
 from dq_cluster.search.shard import load_whole
 from dq_cluster.storage import Storage

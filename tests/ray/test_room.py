@@ -10,7 +10,7 @@ from dq_cluster.cluster import ray_cluster
 from dq_cluster.cluster.room import WAIT, Need, Node, Patience, cluster_nodes, decide, wait_for_room
 from dq_cluster.errors import DqError, InputError
 from dq_cluster.fragments.reports import spoken
-from dq_cluster.train.tasks import finish
+from dq_cluster.training.tasks import finish
 from tests.conftest import LOGICAL_CPUS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

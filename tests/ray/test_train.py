@@ -13,8 +13,8 @@ import torch
 
 from dq_cluster.client import Client
 from dq_cluster.config import load_settings
-from dq_cluster.encode.config import EncodeSettings
-from dq_cluster.encode.run import encode
+from dq_cluster.encoding.config import EncodeSettings
+from dq_cluster.encoding.run import encode
 from dq_cluster.errors import ConfigError, DqError, InputError, QualityGateError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.features import open_features
@@ -24,13 +24,13 @@ from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.fit import find_positives as reference_positives
 from dq_cluster.model.fit import start
 from dq_cluster.storage import Storage
-from dq_cluster.train.checkpoint import checkpoint_epochs
-from dq_cluster.train.config import ElasticWorkers, QualityGate, TrainSettings
-from dq_cluster.train.neighbours import find_positives, fit_front, read_column
-from dq_cluster.train.rows import TrainingRows
-from dq_cluster.train.run import train
-from dq_cluster.train.split import Split
-from dq_cluster.train.stream import parts, stream
+from dq_cluster.training.checkpoint import checkpoint_epochs
+from dq_cluster.training.config import ElasticWorkers, QualityGate, TrainSettings
+from dq_cluster.training.neighbours import find_positives, fit_front, read_column
+from dq_cluster.training.rows import TrainingRows
+from dq_cluster.training.run import train
+from dq_cluster.training.split import Split
+from dq_cluster.training.stream import parts, stream
 from tests.encoding import current, read_version
 
 pytestmark = pytest.mark.ray
@@ -95,7 +95,7 @@ def assert_no_finished_epoch_was_repeated(card: ModelCard, done: int, killed: fl
 def test_the_blocks_find_the_reference_positives(
     ray_cluster: None, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dq_cluster.train.rows.blocks", lambda rows: [(0, 700), (700, rows)])
+    monkeypatch.setattr("dq_cluster.training.rows.blocks", lambda rows: [(0, 700), (700, rows)])
     config = settings(str(tmp_path), features)
     found = open_features(str(features))
     rows = TrainingRows(found, Split(found.rows, 0.1, seed=0))
@@ -122,7 +122,7 @@ def test_the_blocks_find_the_reference_positives(
 def test_a_stream_brings_every_row_once(
     ray_cluster: None, features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dq_cluster.train.stream._BLOCK_BYTES", 20_000)  # several to a piece
+    monkeypatch.setattr("dq_cluster.training.stream._BLOCK_BYTES", 20_000)  # several to a piece
     found = open_features(str(features))
     rows = TrainingRows(found, Split(found.rows, 0.1, seed=0))
     pieces = rows.pieces()

@@ -37,10 +37,9 @@ ARROWS = {
     "observe": GROUND,
     "cluster": GROUND | {"observe"},
     "fragments": GROUND | {"index", "observe", "cluster"},
-    "train": GROUND | {"index", "model", "images", "observe", "evaluate", "cluster"},
-    "encode": GROUND | {"index", "model", "images", "observe", "cluster", "fragments"},
-    "neighbours": GROUND
-    | {"index", "search", "model", "images", "observe", "cluster", "fragments"},
+    "training": GROUND | {"index", "model", "images", "observe", "evaluate", "cluster"},
+    "encoding": GROUND | {"index", "model", "images", "observe", "cluster", "fragments"},
+    "knn": GROUND | {"index", "search", "model", "images", "observe", "cluster", "fragments"},
     "serve": GROUND | {"index", "search", "model", "images", "observe", "cluster", "v1"},
     "evaluate": GROUND | {"index", "search", "model", "images"},
 }

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from dq_cluster.client import Client
-from dq_cluster.encode.config import EncodeSettings
-from dq_cluster.encode.fragment import EncodeJob, FragmentEncoder, _Gathered
-from dq_cluster.encode.load import load
-from dq_cluster.encode.outputs import CodeOutput
-from dq_cluster.encode.plan import Plan, PlanReader, make_plan
-from dq_cluster.encode.publish import publish_run
-from dq_cluster.encode.run import encode
+from dq_cluster.encoding.config import EncodeSettings
+from dq_cluster.encoding.fragment import EncodeJob, FragmentEncoder, _Gathered
+from dq_cluster.encoding.load import load
+from dq_cluster.encoding.outputs import CodeOutput
+from dq_cluster.encoding.plan import Plan, PlanReader, make_plan
+from dq_cluster.encoding.publish import publish_run
+from dq_cluster.encoding.run import encode
 from dq_cluster.errors import InputError, IntegrityError
 from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.images.config import SourceSettings

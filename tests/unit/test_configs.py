@@ -9,11 +9,11 @@ import pytest
 from pydantic import AfterValidator
 
 from dq_cluster.config import Location, LocationPrefix, Settings, load_settings
-from dq_cluster.encode.config import EncodeSettings, FeaturizeSettings
+from dq_cluster.encoding.config import EncodeSettings, FeaturizeSettings
 from dq_cluster.evaluate.config import AblationSettings, CompareSettings, EvaluateSettings
 from dq_cluster.index.sizing import SizingRequest
 from dq_cluster.serve.config import ServeSettings
-from dq_cluster.train.config import TrainSettings
+from dq_cluster.training.config import TrainSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KINDS: dict[str, type[Settings]] = {

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dq_cluster.encode.coverage import Difference, compare, look_again, summary
-from dq_cluster.encode.plan import Plan, PlanReader, find_plan, make_plan
-from dq_cluster.encode.resume import resume
+from dq_cluster.encoding.coverage import Difference, compare, look_again, summary
+from dq_cluster.encoding.plan import Plan, PlanReader, find_plan, make_plan
+from dq_cluster.encoding.resume import resume
 from dq_cluster.errors import InputError
 from dq_cluster.fragments.ledger import Receipt
 from dq_cluster.images.config import SourceSettings

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dq_cluster.encode.gate import allowed_rejects, check_rejects
+from dq_cluster.encoding.gate import allowed_rejects, check_rejects
 from dq_cluster.errors import QualityGateError
 from dq_cluster.fragments.ledger import Receipt
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dq_cluster.encode.load import Expectation, load
+from dq_cluster.encoding.load import Expectation, load
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import decode_image
 from dq_cluster.images.sources import open_source

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dq_cluster.encode.outputs import CodeOutput
+from dq_cluster.encoding.outputs import CodeOutput
 from dq_cluster.index.codefile import code_matrix, open_code_file
 from dq_cluster.model import quantizer
 from dq_cluster.model.bundle import load_model

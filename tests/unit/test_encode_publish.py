@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dq_cluster.encode.plan import Plan
-from dq_cluster.encode.pool import MEASURED
-from dq_cluster.encode.publish import publish_run
+from dq_cluster.encoding.plan import Plan
+from dq_cluster.encoding.pool import MEASURED
+from dq_cluster.encoding.publish import publish_run
 from dq_cluster.errors import IntegrityError, QualityGateError
 from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.fragments.progress import RunProgress

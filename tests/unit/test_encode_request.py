@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from dq_cluster.encode.config import EncodeSettings, FeaturizeSettings
-from dq_cluster.encode.request import EncodeRequest, FeaturizeRequest
-from dq_cluster.encode.run import _name
+from dq_cluster.encoding.config import EncodeSettings, FeaturizeSettings
+from dq_cluster.encoding.request import EncodeRequest, FeaturizeRequest
+from dq_cluster.encoding.run import _name
 from dq_cluster.errors import ConfigError
 from dq_cluster.index.catalog import Index
 from dq_cluster.run import Run

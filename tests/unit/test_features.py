@@ -17,9 +17,9 @@ from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.features import open_features
 from dq_cluster.images.sources import open_source
 from dq_cluster.storage import Storage
-from dq_cluster.train.node import Part, mapped
-from dq_cluster.train.rows import TrainingRows
-from dq_cluster.train.split import Split
+from dq_cluster.training.node import Part, mapped
+from dq_cluster.training.rows import TrainingRows
+from dq_cluster.training.split import Split
 
 VALUES = np.arange(60, dtype=np.float32).reshape(20, 3)
 

@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dq_cluster import run as run_module
-from dq_cluster.encode.plan import Plan
-from dq_cluster.encode.publish import publish_run
-from dq_cluster.encode.request import EncodeRequest
-from dq_cluster.encode.resume import resume
+from dq_cluster.encoding.plan import Plan
+from dq_cluster.encoding.publish import publish_run
+from dq_cluster.encoding.request import EncodeRequest
+from dq_cluster.encoding.resume import resume
 from dq_cluster.errors import ConflictError, NotFoundError
 from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.config import SourceSettings

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dq_cluster.config import validate_settings
-from dq_cluster.encode.packing import divide
+from dq_cluster.encoding.packing import divide
 from dq_cluster.errors import ConfigError, InputError
 from dq_cluster.images.config import ImageLimits, SourceSettings
 from dq_cluster.images.decode import Reason

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_cluster.client import Client
-from dq_cluster.encode.publish import appended
+from dq_cluster.encoding.publish import appended
 from dq_cluster.errors import InputError, NotFoundError
 from dq_cluster.evaluate.config import EvaluateSettings
 from dq_cluster.evaluate.version import evaluate_version

@@ -5,8 +5,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dq_cluster.neighbours.groups import NONE, Leaders, kept
-from dq_cluster.neighbours.pick import lists, without_self
+from dq_cluster.knn.groups import NONE, Leaders, kept
+from dq_cluster.knn.pick import lists, without_self
 
 
 def test_a_query_is_no_neighbour_of_itself() -> None:

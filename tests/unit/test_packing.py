@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dq_cluster.encode.packing import divide, pack
-from dq_cluster.encode.plan import PlanReader, find_plan, make_plan
+from dq_cluster.encoding.packing import divide, pack
+from dq_cluster.encoding.plan import PlanReader, find_plan, make_plan
 from dq_cluster.errors import InputError
 from dq_cluster.images.units import Unit
 from dq_cluster.storage import Storage

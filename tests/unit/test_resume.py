@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dq_cluster.encode.config import EncodeSettings
-from dq_cluster.encode.plan import Plan, find_plan
-from dq_cluster.encode.request import EncodeRequest
-from dq_cluster.encode.resume import check_request, check_source, resume
-from dq_cluster.encode.run import encode
+from dq_cluster.encoding.config import EncodeSettings
+from dq_cluster.encoding.plan import Plan, find_plan
+from dq_cluster.encoding.request import EncodeRequest
+from dq_cluster.encoding.resume import check_request, check_source, resume
+from dq_cluster.encoding.run import encode
 from dq_cluster.errors import ConfigError, IntegrityError, NotFoundError
 from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.config import SourceSettings
@@ -119,7 +119,7 @@ def test_two_drivers_with_different_requests(
         begin(storage, request_of(source, model="faster"))
         return resume_module.open_source(*arguments, **options)
 
-    from dq_cluster.encode import resume as resume_module
+    from dq_cluster.encoding import resume as resume_module
 
     monkeypatch.setattr(resume_module, "open_source", slow)
     with pytest.raises(ConfigError, match=r'model "faster" \(now "m"\)'):

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_cluster.cluster.room import Need, Node, Patience, Wait, decide, patience_of, shortage
-from dq_cluster.encode.config import PoolSettings
-from dq_cluster.encode.pool import needs as encode_needs
+from dq_cluster.encoding.config import PoolSettings
+from dq_cluster.encoding.pool import needs as encode_needs
 from dq_cluster.errors import ConfigError, InputError
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.startup import needs as serve_needs

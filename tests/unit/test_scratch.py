@@ -21,7 +21,7 @@ _NEEDY = """
 import sys
 from pathlib import Path
 from dq_cluster.errors import StorageError
-from dq_cluster.encode.plan import make_plan
+from dq_cluster.encoding.plan import make_plan
 from dq_cluster.images.units import Unit
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import row_schema
@@ -34,7 +34,7 @@ from dq_cluster.search.segments import Segment
 from dq_cluster.search.shard import load_shard
 from dq_cluster.search.stored_rows import StoredRows
 from dq_cluster.storage import Storage
-from dq_cluster.train.node import mapped, node_folder
+from dq_cluster.training.node import mapped, node_folder
 
 index = Index.at(sys.argv[1])
 manifest = index.manifest()

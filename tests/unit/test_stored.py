@@ -10,19 +10,19 @@ import torch
 
 from dq_cluster.demo.journal import Journal
 from dq_cluster.document import Document, parse_record
-from dq_cluster.encode.plan import Plan, find_plan
-from dq_cluster.encode.run import _published
+from dq_cluster.encoding.plan import Plan, find_plan
+from dq_cluster.encoding.run import _published
 from dq_cluster.errors import DqError, IntegrityError, NotFoundError
 from dq_cluster.evaluate.rows import Row, RowFiles
 from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard, list_models, read_card
-from dq_cluster.neighbours.duplicates import DuplicatesManifest
-from dq_cluster.neighbours.result import NeighboursManifest
+from dq_cluster.knn.duplicates import DuplicatesManifest
+from dq_cluster.knn.result import NeighboursManifest
 from dq_cluster.run import Run
 from dq_cluster.storage import Storage
-from dq_cluster.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from dq_cluster.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from tests.support import make_model, make_version
 
 RECEIPT = Receipt(

@@ -10,10 +10,10 @@ from dq_cluster.config import load_settings
 from dq_cluster.errors import ConfigError, InputError, QualityGateError
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
-from dq_cluster.train.config import QualityGate, TrainSettings
-from dq_cluster.train.quality import answer, check_gate
-from dq_cluster.train.split import MAX_VALIDATION, Split, blocks
-from dq_cluster.train.trainer import _failure
+from dq_cluster.training.config import QualityGate, TrainSettings
+from dq_cluster.training.quality import answer, check_gate
+from dq_cluster.training.split import MAX_VALIDATION, Split, blocks
+from dq_cluster.training.trainer import _failure
 
 REQUIRED = ["index=/data/index", "features=/data/features"]
 

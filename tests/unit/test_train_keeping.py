@@ -15,9 +15,9 @@ import pytest
 from dq_cluster.errors import StorageError
 from dq_cluster.images.features import open_features
 from dq_cluster.storage import Storage
-from dq_cluster.train import node, trainer
-from dq_cluster.train.rows import TrainingRows
-from dq_cluster.train.split import Split
+from dq_cluster.training import node, trainer
+from dq_cluster.training.rows import TrainingRows
+from dq_cluster.training.split import Split
 from tests.interleave import Watched
 from tests.unit.test_demo import write_features
 
@@ -53,7 +53,7 @@ def test_a_copy_in_use_stays(disk: Path) -> None:
 def test_the_copy_of_a_killed_process_is_removed(disk: Path) -> None:
     code = (
         "import os, signal, sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
-        "from dq_cluster.train import node\n"
+        "from dq_cluster.training import node\n"
         "with node.node_folder('killed') as folder:\n"
         "    (folder / 'features.npy').write_bytes(b'x')\n"
         "    print(folder, flush=True)\n"

@@ -13,14 +13,14 @@ from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.fit import find_positives, fit, start
 from dq_cluster.storage import Storage
-from dq_cluster.train.checkpoint import (
+from dq_cluster.training.checkpoint import (
     Checkpoint,
     checkpoint_epochs,
     latest_checkpoint,
     save_checkpoint,
 )
-from dq_cluster.train.loop import OnEpoch, train_epochs
-from dq_cluster.train.parallel import use_mixed_precision
+from dq_cluster.training.loop import OnEpoch, train_epochs
+from dq_cluster.training.parallel import use_mixed_precision
 
 # No batch size divides these rows, no worker count these batches: every remainder occurs.
 ROWS, DIM = 591, 24

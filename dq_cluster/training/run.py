@@ -23,20 +23,20 @@ from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.run import Run
 from dq_cluster.storage import Storage
-from dq_cluster.train.cells import check_cells, find_cells
-from dq_cluster.train.checkpoint import (
+from dq_cluster.training.cells import check_cells, find_cells
+from dq_cluster.training.checkpoint import (
     Checkpoint,
     checkpoint_epochs,
     latest_checkpoint,
     save_checkpoint,
 )
-from dq_cluster.train.config import TrainSettings
-from dq_cluster.train.neighbours import find_positives, fit_front
-from dq_cluster.train.quality import check_gate, measure
-from dq_cluster.train.rows import TrainingRows
-from dq_cluster.train.split import Split
-from dq_cluster.train.trainer import train_missing_epochs, wait_for_workers
-from dq_cluster.train.worker import TrainJob
+from dq_cluster.training.config import TrainSettings
+from dq_cluster.training.neighbours import find_positives, fit_front
+from dq_cluster.training.quality import check_gate, measure
+from dq_cluster.training.rows import TrainingRows
+from dq_cluster.training.split import Split
+from dq_cluster.training.trainer import train_missing_epochs, wait_for_workers
+from dq_cluster.training.worker import TrainJob
 
 logger = logging.getLogger(__name__)
 

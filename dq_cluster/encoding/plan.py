@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from dq_cluster.document import Document
-from dq_cluster.encode.packing import pack
+from dq_cluster.encoding.packing import pack
 from dq_cluster.errors import DqError, InputError, NotFoundError
 from dq_cluster.images.skipped import Skipped, skipped_text
 from dq_cluster.images.units import Unit

@@ -3,16 +3,16 @@
 from typing import Any
 
 from dq_cluster.cluster import ray_cluster
-from dq_cluster.encode.config import FeaturizeSettings
-from dq_cluster.encode.coverage import look_again, summary
-from dq_cluster.encode.fragment import EncodeJob
-from dq_cluster.encode.gate import check_rejects
-from dq_cluster.encode.outputs import FeatureOutput
-from dq_cluster.encode.plan import find_plan
-from dq_cluster.encode.pool import run_fragments
-from dq_cluster.encode.publish import check_complete
-from dq_cluster.encode.request import FeaturizeRequest
-from dq_cluster.encode.resume import check_request, check_source, resume
+from dq_cluster.encoding.config import FeaturizeSettings
+from dq_cluster.encoding.coverage import look_again, summary
+from dq_cluster.encoding.fragment import EncodeJob
+from dq_cluster.encoding.gate import check_rejects
+from dq_cluster.encoding.outputs import FeatureOutput
+from dq_cluster.encoding.plan import find_plan
+from dq_cluster.encoding.pool import run_fragments
+from dq_cluster.encoding.publish import check_complete
+from dq_cluster.encoding.request import FeaturizeRequest
+from dq_cluster.encoding.resume import check_request, check_source, resume
 from dq_cluster.errors import ConfigError
 from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.sources import source_schema

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from dq_cluster.encode.plan import Plan
+from dq_cluster.encoding.plan import Plan
 from dq_cluster.images.skipped import skipped_text
 from dq_cluster.images.units import Unit
 

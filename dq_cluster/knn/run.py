@@ -13,9 +13,9 @@ from dq_cluster.images.features import open_features
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import read_card
-from dq_cluster.neighbours.config import NeighboursSettings
-from dq_cluster.neighbours.finder import FindJob, NeighbourFinder
-from dq_cluster.neighbours.result import NAME, NeighboursManifest, read_result
+from dq_cluster.knn.config import NeighboursSettings
+from dq_cluster.knn.finder import FindJob, NeighbourFinder
+from dq_cluster.knn.result import NAME, NeighboursManifest, read_result
 from dq_cluster.observe import metrics
 from dq_cluster.observe.exporter import expose
 from dq_cluster.run import Run

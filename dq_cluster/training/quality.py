@@ -16,9 +16,9 @@ from dq_cluster.errors import QualityGateError
 from dq_cluster.evaluate.metrics import labelled, mean_average_precision, recall_at_k
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.neighbours import Ranked, merge_top_k, nearest
-from dq_cluster.train.config import QualityGate
-from dq_cluster.train.rows import Piece, TrainingRows
-from dq_cluster.train.tasks import results
+from dq_cluster.training.config import QualityGate
+from dq_cluster.training.rows import Piece, TrainingRows
+from dq_cluster.training.tasks import results
 
 DEPTH = 1000
 

@@ -19,10 +19,10 @@ from dq_cluster.fragments.retry import Failures
 from dq_cluster.images.features import FeatureSet, open_features
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import write_parquet
+from dq_cluster.knn.config import NeighboursSettings
+from dq_cluster.knn.pick import lists, without_self
+from dq_cluster.knn.result import schema_of
 from dq_cluster.model.bundle import load_model
-from dq_cluster.neighbours.config import NeighboursSettings
-from dq_cluster.neighbours.pick import lists, without_self
-from dq_cluster.neighbours.result import schema_of
 from dq_cluster.observe.log import configure_logging
 from dq_cluster.search.merge import rerank
 from dq_cluster.search.shard import LoadedShard, load_whole

@@ -12,8 +12,8 @@ from dq_cluster.errors import InputError
 from dq_cluster.geometry import Metric
 from dq_cluster.model.cells import MAX_POINTS_PER_CELL, MIN_POINTS_PER_CELL, learn_cells
 from dq_cluster.model.deepquan import DeepQuan
-from dq_cluster.train.rows import Piece, TrainingRows
-from dq_cluster.train.tasks import results
+from dq_cluster.training.rows import Piece, TrainingRows
+from dq_cluster.training.tasks import results
 
 
 def check_cells(nlist: int, rows: int) -> None:

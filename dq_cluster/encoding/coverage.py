@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from dq_cluster.encode.plan import Plan, PlanReader
+from dq_cluster.encoding.plan import Plan, PlanReader
 from dq_cluster.errors import DqError
 from dq_cluster.fragments.ledger import Receipt
 from dq_cluster.images.config import SourceSettings

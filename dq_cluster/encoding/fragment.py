@@ -22,10 +22,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dq_cluster.encode.load import Chunk, Expectation, load
-from dq_cluster.encode.outputs import Encoder, Output
-from dq_cluster.encode.packing import divide
-from dq_cluster.encode.plan import Plan, PlanReader
+from dq_cluster.encoding.load import Chunk, Expectation, load
+from dq_cluster.encoding.outputs import Encoder, Output
+from dq_cluster.encoding.packing import divide
+from dq_cluster.encoding.plan import Plan, PlanReader
 from dq_cluster.errors import DqError, StorageError
 from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.fragments.retry import Failures

@@ -7,8 +7,8 @@ import ray
 from ray.data import DataContext, DataIterator, Dataset, TaskPoolStrategy
 
 from dq_cluster.cluster import quiet_data_context
-from dq_cluster.train.node import Part
-from dq_cluster.train.rows import TrainingRows
+from dq_cluster.training.node import Part
+from dq_cluster.training.rows import TrainingRows
 
 _BLOCK_BYTES = 16 << 20  # several blocks are under way for every node
 _READERS = 4  # pieces read at once for a node

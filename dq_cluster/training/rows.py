@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dq_cluster.images.features import FeatureSet
-from dq_cluster.train.split import Split, blocks
+from dq_cluster.training.split import Split, blocks
 
 
 @dataclass(frozen=True)

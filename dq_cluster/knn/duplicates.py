@@ -13,10 +13,10 @@ from dq_cluster.index.codefile import open_code_file, row_schema
 from dq_cluster.index.columns import cast_columns
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.tombstones import delete_ids
-from dq_cluster.neighbours.config import DuplicatesSettings
-from dq_cluster.neighbours.groups import Leaders, kept
-from dq_cluster.neighbours.result import NeighboursManifest, parts
-from dq_cluster.neighbours.run import find_neighbours
+from dq_cluster.knn.config import DuplicatesSettings
+from dq_cluster.knn.groups import Leaders, kept
+from dq_cluster.knn.result import NeighboursManifest, parts
+from dq_cluster.knn.run import find_neighbours
 from dq_cluster.storage import Storage
 
 GROUPS = "duplicates.parquet"

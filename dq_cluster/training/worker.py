@@ -15,11 +15,11 @@ from dq_cluster.model.neighbours import Positives
 from dq_cluster.observe.exporter import expose
 from dq_cluster.observe.metrics import CODEBOOK_PERPLEXITY, TRAIN_LOSS, TRAIN_SAMPLES
 from dq_cluster.storage import Storage
-from dq_cluster.train import node
-from dq_cluster.train.loop import train_epochs
-from dq_cluster.train.neighbours import read_column
-from dq_cluster.train.rows import TrainingRows
-from dq_cluster.train.stream import parts
+from dq_cluster.training import node
+from dq_cluster.training.loop import train_epochs
+from dq_cluster.training.neighbours import read_column
+from dq_cluster.training.rows import TrainingRows
+from dq_cluster.training.stream import parts
 
 FEATURES = "features"  # the name of the data set that a worker may stream
 

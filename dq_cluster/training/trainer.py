@@ -24,10 +24,10 @@ from dq_cluster.cluster.room import Need, patience_of, wait_for_room
 from dq_cluster.errors import DqError
 from dq_cluster.observe.log import keep_stack
 from dq_cluster.storage import Storage
-from dq_cluster.train.checkpoint import checkpoint_epochs, read_history
-from dq_cluster.train.config import TrainSettings
-from dq_cluster.train.stream import stream
-from dq_cluster.train.worker import FEATURES, TrainJob, train_worker
+from dq_cluster.training.checkpoint import checkpoint_epochs, read_history
+from dq_cluster.training.config import TrainSettings
+from dq_cluster.training.stream import stream
+from dq_cluster.training.worker import FEATURES, TrainJob, train_worker
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dq_cluster.config import Settings
-from dq_cluster.encode.plan import PLAN, Plan, find_plan, make_plan
-from dq_cluster.encode.planned import planning, say_planned
+from dq_cluster.encoding.plan import PLAN, Plan, find_plan, make_plan
+from dq_cluster.encoding.planned import planning, say_planned
 from dq_cluster.errors import IntegrityError, NotFoundError
 from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.config import SourceSettings

@@ -4,9 +4,9 @@ import gc
 from typing import Any
 
 from dq_cluster.cluster.room import Need, wait_for_room
-from dq_cluster.encode.config import PoolSettings
-from dq_cluster.encode.fragment import EncodeJob, FragmentEncoder
-from dq_cluster.encode.gate import allowed_rejects
+from dq_cluster.encoding.config import PoolSettings
+from dq_cluster.encoding.fragment import EncodeJob, FragmentEncoder
+from dq_cluster.encoding.gate import allowed_rejects
 from dq_cluster.errors import QualityGateError
 from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.fragments.pool import Workers, receipts_of

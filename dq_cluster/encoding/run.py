@@ -7,15 +7,15 @@ import pyarrow as pa
 
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.document import parse_record
-from dq_cluster.encode.config import EncodeSettings
-from dq_cluster.encode.coverage import Difference, look_again, summary
-from dq_cluster.encode.fragment import EncodeJob
-from dq_cluster.encode.outputs import CodeOutput
-from dq_cluster.encode.plan import Plan, find_plan
-from dq_cluster.encode.pool import run_fragments
-from dq_cluster.encode.publish import append_schema, data_folder, publish_run, run_folder
-from dq_cluster.encode.request import EncodeRequest
-from dq_cluster.encode.resume import check_request, check_source, resume
+from dq_cluster.encoding.config import EncodeSettings
+from dq_cluster.encoding.coverage import Difference, look_again, summary
+from dq_cluster.encoding.fragment import EncodeJob
+from dq_cluster.encoding.outputs import CodeOutput
+from dq_cluster.encoding.plan import Plan, find_plan
+from dq_cluster.encoding.pool import run_fragments
+from dq_cluster.encoding.publish import append_schema, data_folder, publish_run, run_folder
+from dq_cluster.encoding.request import EncodeRequest
+from dq_cluster.encoding.resume import check_request, check_source, resume
 from dq_cluster.errors import ConfigError, InputError, IntegrityError, NotFoundError
 from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.backbone import PREPROCESSING

@@ -13,8 +13,8 @@ from dq_cluster.model.fit import batches, fit_anchors, fit_refine, make_optimize
 from dq_cluster.model.neighbours import Positives
 from dq_cluster.model.step import training_loss
 from dq_cluster.storage import Storage
-from dq_cluster.train import parallel
-from dq_cluster.train.checkpoint import (
+from dq_cluster.training import parallel
+from dq_cluster.training.checkpoint import (
     Checkpoint,
     OptimizerState,
     latest_checkpoint,

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dq_cluster.encode.load import Expectation
+from dq_cluster.encoding.load import Expectation
 from dq_cluster.geometry import Metric
 from dq_cluster.images.backbone import PREPROCESSING, Backbone, load_backbone
 from dq_cluster.images.config import BackboneSettings, ViewSettings

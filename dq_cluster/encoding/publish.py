@@ -5,8 +5,8 @@ import contextlib
 import pyarrow as pa
 
 from dq_cluster import __version__
-from dq_cluster.encode.gate import check_rejects
-from dq_cluster.encode.plan import Plan
+from dq_cluster.encoding.gate import check_rejects
+from dq_cluster.encoding.plan import Plan
 from dq_cluster.errors import InputError, IntegrityError, NotFoundError
 from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.index.catalog import Index

@@ -25,8 +25,8 @@ from dq_cluster.model.standardize import (
     view_moments,
 )
 from dq_cluster.storage import Storage
-from dq_cluster.train.rows import Piece, TrainingRows
-from dq_cluster.train.tasks import finish, results
+from dq_cluster.training.rows import Piece, TrainingRows
+from dq_cluster.training.tasks import finish, results
 
 
 def fit_front(network: DeepQuan, rows: TrainingRows) -> None:

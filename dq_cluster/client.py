@@ -68,8 +68,8 @@ class AsyncClient:
         else:
             from dq_cluster.serve.local import LocalService
 
-            asked = {"index": str(target), "version": version, "shards": 1}
-            self._service = LocalService(validate_settings(ServeSettings, asked, "target"))
+            settings = {"index": str(target), "version": version, "shards": 1}
+            self._service = LocalService(validate_settings(ServeSettings, settings, "target"))
 
     async def search(
         self,

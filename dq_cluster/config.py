@@ -192,17 +192,17 @@ def _field(annotation: Any, name: Any) -> Any:
 
 
 def _one_line(kind: type[Settings], error: ValidationError) -> str:
-    found = [(item, *_place(kind, item)) for item in error.errors(include_url=False)]
+    problems = [(item, *_place(kind, item)) for item in error.errors(include_url=False)]
     told = {
         name
-        for item, where, _ in found
+        for item, where, _ in problems
         if item["type"] not in _WRONG_KIND
         for name in itertools.accumulate(where.split("."), "{}.{}".format)
     }
     # Of a union, the member that the value was not meant for has nothing to say.
     lines = dict.fromkeys(
         _problem(where, group, item)
-        for item, where, group in found
+        for item, where, group in problems
         if item["type"] not in _WRONG_KIND or where not in told
     )
     more = len(lines) - _MOST_PROBLEMS
@@ -212,8 +212,8 @@ def _one_line(kind: type[Settings], error: ValidationError) -> str:
 def _problem(where: str, group: Any, item: Any) -> str:
     match item["type"]:
         case "extra_forbidden":
-            known = ", ".join(sorted(_fields(group)))
-            return f"unknown key '{where}'" + (f" (known: {known})" if known else "")
+            keys = ", ".join(sorted(_fields(group)))
+            return f"unknown key '{where}'" + (f" (known: {keys})" if keys else "")
         case "missing":
             return f"'{where}' is required"
         case "value_error":  # of our own validators, which say what they found

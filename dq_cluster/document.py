@@ -57,19 +57,19 @@ def parse_record(data: bytes, origin: str) -> dict[str, Any]:
     return record
 
 
-def _check_format(record: Mapping[str, Any] | None, known: int, origin: str) -> None:
-    found = known if record is None else record.get("format", known)
-    if found != known:
-        later = isinstance(found, int) and found > known
+def _check_format(record: Mapping[str, Any] | None, format: int, origin: str) -> None:
+    stored = format if record is None else record.get("format", format)
+    if stored != format:
+        later = isinstance(stored, int) and stored > format
         raise IntegrityError(
-            f"{origin} has format {reprlib.repr(found)}; this dq_cluster reads format {known}"
+            f"{origin} has format {reprlib.repr(stored)}; this dq_cluster reads format {format}"
             + (": upgrade" if later else "")
         )
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(data)
+        value = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None

@@ -27,8 +27,8 @@ def absolute(location: str) -> str:
         raise InputError("a location is empty; name a file or folder, or an s3:// URI")
     if "\0" in location:
         raise InputError(f"location {location!r} has a NUL character in it")
-    if found := _SCHEME.fullmatch(location):
-        scheme, rest = found[1].lower(), found[2]
+    if match := _SCHEME.fullmatch(location):
+        scheme, rest = match[1].lower(), match[2]
         if scheme == "s3":
             return _s3(location, rest)
         if scheme != "file":
@@ -55,8 +55,8 @@ def absolute_prefix(prefix: str) -> str:
     # Without the slash, https://example.com would allow https://example.com.evil.net.
     if not prefix.endswith("/") or prefix.endswith("://"):
         raise InputError(f"'{prefix}' must name a host or folder and end with /")
-    if (found := _SCHEME.fullmatch(prefix)) and found[1].lower() in _PREFIXED:
-        return f"{found[1].lower()}://{found[2]}"
+    if (match := _SCHEME.fullmatch(prefix)) and match[1].lower() in _PREFIXED:
+        return f"{match[1].lower()}://{match[2]}"
     return absolute(prefix).rstrip("/") + "/"
 
 
@@ -68,12 +68,12 @@ def _s3(location: str, rest: str) -> str:
 
 
 def _home(path: str) -> str:
-    found = os.path.expanduser(path)
-    if found == path and path.startswith("~"):
+    expanded = os.path.expanduser(path)
+    if expanded == path and path.startswith("~"):
         raise InputError(
             f"'{path}': there is no such user; for a folder of that name write ./{path}"
         )
-    return found
+    return expanded
 
 
 def _on_disk(path: str) -> str:

@@ -50,24 +50,24 @@ class Difference(NamedTuple):
 
     key: str
     stored: Any
-    asked: Any
+    requested: Any
 
     def __str__(self) -> str:
-        return f"{self.key} {_short(self.stored)} (now {_short(self.asked)})"
+        return f"{self.key} {_short(self.stored)} (now {_short(self.requested)})"
 
 
 def differences(
-    stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = ""
+    stored: Mapping[str, Any], request: Mapping[str, Any], prefix: str = ""
 ) -> list[Difference]:
     """Every leaf in which two nested mappings differ, in the order of their keys."""
-    found = []
-    for key in sorted(stored.keys() | asked.keys()):
-        one, other = stored.get(key), asked.get(key)
+    differing = []
+    for key in sorted(stored.keys() | request.keys()):
+        one, other = stored.get(key), request.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += differences(one, other, f"{prefix}{key}.")
+            differing += differences(one, other, f"{prefix}{key}.")
         elif one != other:
-            found.append(Difference(prefix + key, one, other))
-    return found
+            differing.append(Difference(prefix + key, one, other))
+    return differing
 
 
 class Run:
@@ -85,12 +85,12 @@ class Run:
         stored = self.request() or recorded
         if stored is None:
             return
-        asked = request.model_dump(mode="json")
+        values = request.model_dump(mode="json")
         with contextlib.suppress(ValidationError):  # fields that it lacks have their defaults
             stored = type(request).model_validate(stored).model_dump(mode="json")
-        if found := differences(stored, asked):
+        if differing := differences(stored, values):
             raise ConfigError(
-                f"the run at {self.storage.uri} was begun with {', '.join(map(str, found))}; "
+                f"the run at {self.storage.uri} was begun with {', '.join(map(str, differing))}; "
                 "continue it with what it was begun with, or begin another under another name"
             )
 
@@ -233,7 +233,7 @@ class Heartbeat:
         except NotFoundError:
             pass
         except Exception as error:  # the work is done; a file that stays grows old
-            log.warning("%s/%s stays behind: %s", self._storage.uri, self._name, error)
+            log.warning("%s/%s could not be removed: %s", self._storage.uri, self._name, error)
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(BEAT_EVERY):

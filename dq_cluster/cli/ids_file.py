@@ -48,12 +48,12 @@ def _column(file: BinaryIO, path: str, column: str) -> pa.Array:
                 f"{', '.join(opened.schema_arrow.names)}; name one with --ids-column"
             )
         _check_count(opened.metadata.num_rows, path)
-        found = opened.read(columns=[column]).column(column)
+        ids = opened.read(columns=[column]).column(column)
     except pa.ArrowException as error:
         raise InputError(f"ids file {path} is damaged: {error}") from None
-    if pa.types.is_dictionary(found.type):
-        found = found.cast(found.type.value_type)
-    return found.combine_chunks()
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.cast(ids.type.value_type)
+    return ids.combine_chunks()
 
 
 def _lines(file: BinaryIO, name: str) -> pa.Array:

@@ -93,7 +93,7 @@ def _start_or_join() -> None:
 
 @contextlib.contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Ray replaces the handlers of whoever starts it; put them back."""
+    """Ray replaces the signal handlers of its process; put them back."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -28,9 +28,9 @@ def plain_errors() -> Iterator[None]:
 
 def plain(error: BaseException) -> DqError:
     """The dq_cluster error that `error` wraps, in whatever way; or one that says what it is."""
-    found = ours(error)
-    if found:
-        return found
+    error_of_ours = ours(error)
+    if error_of_ours:
+        return error_of_ours
     causes = list(_causes(error))
     innermost = next((cause for cause in reversed(causes) if not _is_rays(cause)), error)
     if innermost is error:

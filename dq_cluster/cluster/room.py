@@ -111,8 +111,8 @@ def shortage(needs: Sequence[Need], nodes: Sequence[Resources]) -> str:
 
 
 def _greed(need: Need) -> tuple[int, float]:
-    asked = _asked(need).values()
-    return len(asked), sum(asked)
+    resources = _asked(need).values()
+    return len(resources), sum(resources)
 
 
 def _asked(need: Need) -> Resources:

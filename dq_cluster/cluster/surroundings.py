@@ -99,10 +99,10 @@ def bypasses(environment: Mapping[str, str], hosts: Iterable[str]) -> dict[str, 
     written = {name: environment.get(name, "") for name in _BYPASSES}
     both = f"{written['no_proxy']},{written['NO_PROXY']}"
     merged = _merged(both, added)
-    found = {"no_proxy": merged, "NO_PROXY": merged}
+    variables = {"no_proxy": merged, "NO_PROXY": merged}
     if "no_grpc_proxy" in environment:
-        found["no_grpc_proxy"] = _merged(written["no_grpc_proxy"], added)
-    return found
+        variables["no_grpc_proxy"] = _merged(written["no_grpc_proxy"], added)
+    return variables
 
 
 def _merged(written: str, added: Iterable[str]) -> str:

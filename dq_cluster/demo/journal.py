@@ -36,7 +36,7 @@ class Journal:
             return done[name]
         log.info("%s …", name)
         started = time.monotonic()
-        found = work()
-        done[name] = {**found, "seconds": round(time.monotonic() - started, 1)}
+        result = work()
+        done[name] = {**result, "seconds": round(time.monotonic() - started, 1)}
         self._storage.write(_NAME, json.dumps(self._content, indent=1).encode())
         return done[name]

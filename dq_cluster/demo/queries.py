@@ -35,38 +35,38 @@ def ask(url: str, source: SourceSettings, queries: str) -> dict[str, Any]:
 
 def picture_grid(url: str, source: SourceSettings, queries: str) -> list[GridRow]:
     """A dozen queries and their ten neighbours, as pictures with scores."""
-    asked = _samples(open_features(queries))
-    shown = picture_bytes(source, asked)
+    samples = _samples(open_features(queries))
+    shown = picture_bytes(source, samples)
     with Client(url) as client:
-        answers = {id: _search(client, shown[id]).hits[0] for id in asked}
-    found = picture_bytes(source, {hit.id for hits in answers.values() for hit in hits})
+        answers = {id: _search(client, shown[id]).hits[0] for id in samples}
+    neighbours = picture_bytes(source, {hit.id for hits in answers.values() for hit in hits})
     return [
         GridRow(
             Picture(shown[id], label or str(id)),
             [
                 Picture(
-                    found[hit.id],
+                    neighbours[hit.id],
                     f"{hit.score:.3f}",
                     None if label is None else hit.columns.get("label") == label,
                 )
                 for hit in answers[id]
             ],
         )
-        for id, label in asked.items()
+        for id, label in samples.items()
     ]
 
 
 def picture_bytes(source: SourceSettings, ids: Iterable[Any]) -> dict[Any, bytes]:
     """The encoded images with these ids, by one pass over the source."""
-    wanted = set(ids)
-    found: dict[Any, bytes] = {}
+    missing = set(ids)
+    pictures: dict[Any, bytes] = {}
     dataset = open_source(source)
     for table in dataset.read(dataset.units(), 1024):
         names = table.column("id").to_pylist()
         for row, name in enumerate(names):
-            if name in wanted:
-                found[name] = table.column("image")[row].as_py()
-    return found
+            if name in missing:
+                pictures[name] = table.column("image")[row].as_py()
+    return pictures
 
 
 def _search(client: Client, picture: bytes) -> SearchResponse:

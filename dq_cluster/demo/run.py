@@ -79,8 +79,8 @@ def _run_demo(folder: Path, images: int, journal: Journal) -> dict[str, Any]:
     )
     quality = {name: value for name, value in measured.items() if name != "seconds"}
     throughput = [
-        {"stage": name, "rate": found["rate"], "unit": unit, "seconds": found["seconds"]}
-        for name, found, unit in (
+        {"stage": name, "rate": result["rate"], "unit": unit, "seconds": result["seconds"]}
+        for name, result, unit in (
             ("featurize", made, "images/s"),
             ("train", trained, "samples/s"),
             ("encode", encoded, "codes/s"),
@@ -111,7 +111,7 @@ def _featurize(source: SourceSettings, output: str) -> dict[str, Any]:
     # Each encoder claims two CPUs, one of them for decoding; small machines declare more than
     # they have.
     encoders = max(1, min(os.cpu_count() or 1, int(ray.cluster_resources().get("CPU", 0)) // 2))
-    found = featurize(
+    summary = featurize(
         FeaturizeSettings(
             source=source,
             output=output,
@@ -120,7 +120,11 @@ def _featurize(source: SourceSettings, output: str) -> dict[str, Any]:
             pool=PoolSettings(encoders=encoders),
         )
     )
-    return {"rate": found["rows_per_second"], "rows": found["rows"], "rejected": found["rejected"]}
+    return {
+        "rate": summary["rows_per_second"],
+        "rows": summary["rows"],
+        "rejected": summary["rejected"],
+    }
 
 
 def _train(index: str, features: str) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def _train(index: str, features: str) -> dict[str, Any]:
 
 def _encode(index: str, features: str, model: str, rows: int, pictures: Pictures) -> dict[str, Any]:
     columns = ("uri", *(["label"] if pictures.labelled else []))
-    found = encode(
+    summary = encode(
         EncodeSettings(
             index=index,
             model=model,
@@ -146,4 +150,4 @@ def _encode(index: str, features: str, model: str, rows: int, pictures: Pictures
             fragment_rows=math.ceil(rows / _FRAGMENTS),
         )
     )
-    return {"rate": found["rows_per_second"], "version": found["version"]}
+    return {"rate": summary["rows_per_second"], "version": summary["version"]}

@@ -22,8 +22,8 @@ def split_features(features: str, database: str, queries: str, seed: int = 0) ->
     Raises InputError for fewer than 500 images, too few to train and measure anything.
     """
     source = Storage(features)
-    found = ds.dataset(source.path(), filesystem=source.arrow, format="parquet")
-    rows = found.count_rows()
+    dataset = ds.dataset(source.path(), filesystem=source.arrow, format="parquet")
+    rows = dataset.count_rows()
     if rows < _FEWEST_IMAGES:
         raise InputError(
             f"{features} has {rows} images; the demo needs {_FEWEST_IMAGES} or more to be telling"
@@ -34,16 +34,16 @@ def split_features(features: str, database: str, queries: str, seed: int = 0) ->
     for uri, chosen in ((database, ~aside), (queries, aside)):
         target = Storage(uri)
         sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(sink, found.schema) as writer:
-            for batch in _kept(found, chosen):
+        with pq.ParquetWriter(sink, dataset.schema) as writer:
+            for batch in _kept(dataset, chosen):
                 writer.write_batch(batch, row_group_size=_ROW_GROUP)
         target.write("part-00000.parquet", sink.getvalue().to_pybytes())
     return {"database": rows - count, "queries": count}
 
 
-def _kept(found: ds.Dataset, chosen: np.ndarray) -> Iterator[pa.RecordBatch]:
+def _kept(dataset: ds.Dataset, chosen: np.ndarray) -> Iterator[pa.RecordBatch]:
     first = 0
-    for batch in found.to_batches():
+    for batch in dataset.to_batches():
         mask = chosen[first : first + batch.num_rows]
         first += batch.num_rows
         if mask.any():

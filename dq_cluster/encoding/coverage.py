@@ -40,36 +40,36 @@ def compare(
     planned: Iterable[Unit],
     present: Iterable[FileInfo],
     holds: Callable[[FileInfo], bool],
-    most: int = MOST_FILES,
+    limit: int = MOST_FILES,
 ) -> Difference:
-    """Compare two lists in the order of their paths, up to `most` files that are present.
+    """Compare two lists in the order of their paths, up to `limit` files that are present.
 
     holds: whether a file that was not planned is input; asked concurrently.
     """
-    found = Difference()
-    found.new = sum(map_ahead(holds, _not_planned(iter(planned), present, found, most)))
-    return found
+    difference = Difference()
+    difference.new = sum(map_ahead(holds, _not_planned(iter(planned), present, difference, limit)))
+    return difference
 
 
 def _not_planned(
-    planned: Iterator[Unit], present: Iterable[FileInfo], found: Difference, most: int
+    planned: Iterator[Unit], present: Iterable[FileInfo], difference: Difference, limit: int
 ) -> Iterator[FileInfo]:
     unit = next(planned, None)
     for info in present:
-        if found.compared == most:
-            found.whole = False
+        if difference.compared == limit:
+            difference.whole = False
             return
-        found.compared += 1
+        difference.compared += 1
         while unit is not None and unit.path < info.path:
-            found.gone += 1
+            difference.gone += 1
             unit = next(planned, None)
         if unit is None or unit.path != info.path:
             yield info
             continue
-        known = unit.stamp is not None
-        found.changed += known and (unit.size, unit.stamp) != (info.size, info.stamp)
+        stamped = unit.stamp is not None
+        difference.changed += stamped and (unit.size, unit.stamp) != (info.size, info.stamp)
         unit = next(planned, None)
-    found.gone += (unit is not None) + sum(1 for _ in planned)
+    difference.gone += (unit is not None) + sum(1 for _ in planned)
 
 
 def look_again(
@@ -84,38 +84,38 @@ def look_again(
     try:
         source = open_source(settings)
         files = _files(PlanReader(storage, plan), plan.fragments)
-        found = compare(files, source.listing(), source.holds)
+        difference = compare(files, source.listing(), source.holds)
     except DqError as error:
         print(f"cannot compare: {error}", file=sys.stderr)
         return None
-    print(_text(plan, found), file=sys.stderr)
-    if found.new or found.changed:
+    print(_text(plan, difference), file=sys.stderr)
+    if difference.new or difference.changed:
         print(advice, file=sys.stderr)
-    return found
+    return difference
 
 
 def summary(
-    plan: Plan, receipts: Iterable[Receipt], found: Difference | None
+    plan: Plan, receipts: Iterable[Receipt], difference: Difference | None
 ) -> dict[str, dict[str, int] | int]:
     """What the run left out, for its result: `not_covered` (files), `skipped` by kind."""
     skipped = Counter(plan.skipped)
     for receipt in receipts:
         skipped.update(receipt.skipped)
-    missing = {"not_covered": found.new} if found else {}
+    missing = {"not_covered": difference.new} if difference else {}
     return {**missing, "skipped": most_frequent(skipped)}
 
 
-def _text(plan: Plan, found: Difference) -> str:
+def _text(plan: Plan, difference: Difference) -> str:
     when = f" {plan.planned:%Y-%m-%d %H:%M} UTC" if plan.planned else " earlier"
     files = f" with {plan.files:,} files" if plan.files is not None else ""
     counts = {
-        "files there now that are not in it": found.new,
-        "changed since": found.changed,
-        "gone since": found.gone,
+        "files there now that are not in it": difference.new,
+        "changed since": difference.changed,
+        "gone since": difference.gone,
     }
-    parts = [f"{words}: {count:,}" for words, count in counts.items() if count]
+    parts = [f"{label}: {count:,}" for label, count in counts.items() if count]
     parts = parts or ["nothing was added or changed since"]
-    bound = "" if found.whole else f" (compared: the first {found.compared:,} files)"
+    bound = "" if difference.whole else f" (compared: the first {difference.compared:,} files)"
     return f"planned{when}{files}: {', '.join(parts)}{bound}"
 
 

@@ -47,7 +47,7 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
     check_source(storage, _RUN, settings.source)
     with Run(storage.child(_RUN)).at_work(), ray_cluster():
         begun = find_plan(storage, _RUN)
-        found = look_again(storage, begun, settings.source, advice) if begun else None
+        difference = look_again(storage, begun, settings.source, advice) if begun else None
         plan = resume(
             storage,
             _RUN,
@@ -84,6 +84,6 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
         "files": len(files),
         "rows": sum(receipt.rows for receipt in receipts),
         "rejected": sum(receipt.rejected for receipt in receipts),
-        **summary(plan, receipts, found),
+        **summary(plan, receipts, difference),
         **figures,
     }

@@ -87,8 +87,8 @@ def _chunks(
 
 
 def _with_null_ids(table: pa.Table) -> list[str | None]:
-    known = pc.if_else(pc.is_null(table.column("id")), Reason.NO_ID.value, None)
-    return pc.coalesce(table.column("reason"), known).to_pylist()
+    null_ids = pc.if_else(pc.is_null(table.column("id")), Reason.NO_ID.value, None)
+    return pc.coalesce(table.column("reason"), null_ids).to_pylist()
 
 
 def _pixels(table: pa.Table, reasons: list[str | None], size: int, decode: Decode) -> np.ndarray:

@@ -90,7 +90,7 @@ def make_plan(
     skipped = skipped or Skipped()
     path = f"{run}/plan-{uuid.uuid4().hex[:12]}.parquet"
     fragments = count = rows = files = 0
-    known, last = True, None
+    counted, last = True, None
     with scratch_folder() as folder:
         local = folder / "plan.parquet"
         with pq.ParquetWriter(
@@ -102,22 +102,22 @@ def make_plan(
                 fragments += 1
                 count += len(fragment)
                 rows += sum(unit.rows for unit in fragment)
-                known = known and all(unit.rows for unit in fragment)
+                counted = counted and all(unit.rows for unit in fragment)
                 for unit in fragment:
                     files += unit.path != last
                     last = unit.path
         if not fragments:
-            found = skipped_text(skipped.take(), skipped.formats)
+            left_out = skipped_text(skipped.take(), skipped.formats)
             raise InputError(
                 "the source holds no images; check source.uri and source.kind"
-                + (f" ({found})" if found else "")
+                + (f" ({left_out})" if left_out else "")
             )
         storage.upload(local, path)
     plan = Plan(
         path=path,
         fragments=fragments,
         units=count,
-        rows=rows if known else None,
+        rows=rows if counted else None,
         newest=newest,
         planned=started,
         files=files,

@@ -180,19 +180,19 @@ def check_complete(plan: Plan, receipts: list[Receipt]) -> None:
 
 def _versions_of(index: Index, run: str, newest: int) -> list[Manifest]:
     """The versions after `newest` that `run` made: more than one if it lost a race."""
-    found = []
+    manifests = []
     for number in index.versions():
         if number > newest:
             with contextlib.suppress(NotFoundError):  # dropped since it was listed
-                found.append(index.manifest(number))
-    return [manifest for manifest in found if manifest.producer.run == run]
+                manifests.append(index.manifest(number))
+    return [manifest for manifest in manifests if manifest.producer.run == run]
 
 
 def _lineage(index: Index, version: int | None, newest: int) -> set[int]:
     """The version and its ancestors after `newest`, as far as they were kept."""
-    found: set[int] = set()
+    versions: set[int] = set()
     with contextlib.suppress(NotFoundError):
         while version is not None and version > newest:
-            found.add(version)
+            versions.add(version)
             version = index.manifest(version).parent
-    return found
+    return versions

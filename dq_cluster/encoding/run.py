@@ -52,7 +52,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
     schema = _check(settings, card, index)
     check_source(index.storage, folder, settings.source)
     with run.at_work(), ray_cluster():
-        found = _look_again(index, begun, settings.source)
+        difference = _look_again(index, begun, settings.source)
         plan = resume(
             index.storage,
             folder,
@@ -91,7 +91,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
             columns=settings.source.columns,
             max_reject_fraction=settings.max_reject_fraction,
         )
-    return _summary(index, manifest, name, plan, found) | figures
+    return _summary(index, manifest, name, plan, difference) | figures
 
 
 def _name(index: Index, request: EncodeRequest) -> str:
@@ -208,7 +208,7 @@ def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
 
 
 def _summary(
-    index: Index, manifest: Manifest, run: str, plan: Plan | None, found: Difference | None
+    index: Index, manifest: Manifest, run: str, plan: Plan | None, difference: Difference | None
 ) -> dict[str, Any]:
     receipts = Ledger(index.storage, run_folder(run)).receipts()
     size = sum(file.size for file in manifest.files)
@@ -218,7 +218,7 @@ def _summary(
         "model": manifest.model,
         "rows": manifest.rows,
         "rejected": manifest.rejected,
-        **(summary(plan, receipts, found) if plan else {}),
+        **(summary(plan, receipts, difference) if plan else {}),
         "files": len(manifest.files),
         "bytes": size,
         "bytes_per_image": size / manifest.rows,

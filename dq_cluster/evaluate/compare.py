@@ -31,7 +31,7 @@ _CURVE_POINTS = 50
 class _Run(NamedTuple):
     """One seed of one row: rows of the database found (q, k), and how training ended."""
 
-    found: np.ndarray
+    neighbours: np.ndarray
     training: Mapping[str, float] = {}
 
 
@@ -47,7 +47,7 @@ def compare(
     settings: ModelSettings | None = None,
     views: tuple[np.ndarray, np.ndarray] | None = None,
     k: int = 1000,
-    known: Mapping[tuple[str, int], Row] | None = None,
+    finished: Mapping[tuple[str, int], Row] | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Search queries (q, D) among features (n, D) by every method, code length, and seed.
@@ -55,7 +55,7 @@ def compare(
     All methods learn from `features` alone, without labels, and search the features centred and
     scaled to unit length; DeepQuan does both itself, with `settings` and `views` as in
     `prepare`. Methods that draw nothing at random run once, whatever the seeds.
-    Rows come per method in the order asked for. `known` rows, by method and bits, are taken as
+    Rows come per method in the order asked for. `finished` rows, by method and bits, are taken as
     they are; on_row gets each of the others as soon as it is measured.
     Raises InputError for an unknown method, fewer than k features, or no query with a label.
     """
@@ -87,13 +87,13 @@ def compare(
         began = time.monotonic()
         once = name == EXACT or name in SEEDLESS
         runs = [run(name, length, seed) for seed in (seeds[:1] if once else seeds)]
-        relevant = [relevance(found, query_labels, labels) for found, _ in runs]
+        relevant = [relevance(neighbours, query_labels, labels) for neighbours, _ in runs]
         precisions = [average_precision(hits, k) for hits in relevant]
         return Row(
             method=name,
             bits=length,
             map=[float(ap[with_label].mean()) for ap in precisions],
-            recall=[recall_at_k(found, exact) for found, _ in runs],
+            recall=[recall_at_k(neighbours, exact) for neighbours, _ in runs],
             training={
                 figure: [training[figure] for _, training in runs]
                 for figure in ("variance", "perplexity")
@@ -101,15 +101,15 @@ def compare(
             },
             curve=_curve(relevant, total, k),
             ap=precisions[0].round(5).tolist(),
-            first=order[runs[0].found[:, :SHOWN]].tolist(),
+            first=order[runs[0].neighbours[:, :SHOWN]].tolist(),
             seconds=round(time.monotonic() - began, 1),
         )
 
-    known = known or {}
+    finished = finished or {}
     rows = []
     for name in methods:
         for length in (0,) if name == EXACT else bits:
-            row = known.get((name, length))
+            row = finished.get((name, length))
             if row is None:
                 row = measured(name, length)
                 if on_row is not None:

@@ -60,7 +60,7 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
         settings=settings.model,
         views=inputs.views,
         k=settings.k,
-        known=files.read() if files is not None else None,
+        finished=files.read() if files is not None else None,
         on_row=on_row,
     )
     if settings.report is not None:
@@ -69,7 +69,7 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
         if pair and database.located and queries.located:
             grids = wins_and_failures(
                 *pair,
-                Located(queries.uris(0, queries.rows)[inputs.asked], inputs.query_labels),
+                Located(queries.uris(0, queries.rows)[inputs.sample], inputs.query_labels),
                 Located(database.uris(0, database.rows), labels),
             )
         summary = _summary(settings, rows, labels, inputs.query_labels)

@@ -48,16 +48,16 @@ def wins_and_failures(
         (1, f"Where {ours.method} gains most on {theirs.method}"),
         (-1, f"Where {ours.method} loses most to {theirs.method}"),
     ):
-        found: list[GridRow] = []
+        grid: list[GridRow] = []
         for query in np.argsort(-sign * gain, kind="stable")[:_TRIED]:
-            if len(found) == 2 * _QUERIES or sign * gain[query] <= 0:
+            if len(grid) == 2 * _QUERIES or sign * gain[query] <= 0:
                 break
             try:
-                found += [_answer(row, query, queries, database) for row in (ours, theirs)]
+                grid += [_answer(row, query, queries, database) for row in (ours, theirs)]
             except NotFoundError:
                 continue
-        if found:
-            grids[f"{title}, {ours.bits} bits"] = found
+        if grid:
+            grids[f"{title}, {ours.bits} bits"] = grid
     return grids
 
 

@@ -11,12 +11,12 @@ from dq_cluster.images.features import FeatureSet, open_features
 
 class Inputs(NamedTuple):
     """features (n, D) and labels (n,) of the database; queries (q, D) and their labels (q,), the
-    rows `asked` (q,) of the query set; views: rows of the database that have another view, and
+    rows `sample` (q,) of the query set; views: rows of the database that have another view, and
     that view's features."""
 
     database: FeatureSet
     query_set: FeatureSet
-    asked: np.ndarray
+    sample: np.ndarray
     features: np.ndarray
     labels: np.ndarray
     queries: np.ndarray
@@ -37,14 +37,14 @@ def read_inputs(settings: CompareSettings) -> Inputs:
     if database.viewed:
         chosen, others = database.views(0, database.rows)
         views = features[chosen], others.astype(np.float32)
-    asked = np.random.default_rng(0).permutation(query_set.rows)[: settings.max_queries]
+    sample = np.random.default_rng(0).permutation(query_set.rows)[: settings.max_queries]
     return Inputs(
         database=database,
         query_set=query_set,
-        asked=asked,
+        sample=sample,
         features=features,
         labels=database.labels(0, database.rows),
-        queries=query_set.read(0, query_set.rows)[asked].astype(np.float32),
-        query_labels=query_set.labels(0, query_set.rows)[asked],
+        queries=query_set.read(0, query_set.rows)[sample].astype(np.float32),
+        query_labels=query_set.labels(0, query_set.rows)[sample],
         views=views,
     )

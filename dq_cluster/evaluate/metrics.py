@@ -26,11 +26,11 @@ def relevance(neighbours: np.ndarray, query_labels: np.ndarray, labels: np.ndarr
     Labels are (n,) classes or (n, classes) booleans, for which one shared class is enough. What
     has no label is of no class: it shares none, not even with what has no label either.
     """
-    found = neighbours >= 0
-    retrieved = labels[np.where(found, neighbours, 0)]
+    valid = neighbours >= 0
+    retrieved = labels[np.where(valid, neighbours, 0)]
     if labels.ndim == 1:
-        return (retrieved == query_labels[:, None]) & found & labelled(query_labels)[:, None]
-    return (retrieved & query_labels[:, None, :]).any(2) & found
+        return (retrieved == query_labels[:, None]) & valid & labelled(query_labels)[:, None]
+    return (retrieved & query_labels[:, None, :]).any(2) & valid
 
 
 def relevant_in(query_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:

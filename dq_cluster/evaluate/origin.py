@@ -31,17 +31,17 @@ def code_digest(*roots: str) -> str:
 
 def modules_behind(*roots: str) -> dict[str, Path]:
     """The files of `roots` and of every module of dq_cluster that importing them imports."""
-    found: dict[str, Path] = {}
+    modules: dict[str, Path] = {}
     waiting = list(roots)
     while waiting:
         parts = waiting.pop().split(".")
         # A package runs before what lies in it; the last part may be something in a module.
         for name in (".".join(parts[: n + 1]) for n in range(len(parts))):
             path = _file_of(name)
-            if path is not None and name not in found:
-                found[name] = path
+            if path is not None and name not in modules:
+                modules[name] = path
                 waiting += _imports(path)
-    return found
+    return modules
 
 
 def _file_of(name: str) -> Path | None:

@@ -42,16 +42,14 @@ class RowFiles:
     """
 
     def __init__(self, folder: Storage, inputs: Mapping[str, object], code: str) -> None:
-        asked = json.dumps(inputs, sort_keys=True, default=str) + code
-        key = hashlib.sha256(asked.encode()).hexdigest()
+        request = json.dumps(inputs, sort_keys=True, default=str) + code
+        key = hashlib.sha256(request.encode()).hexdigest()
         self._folder = folder.child(f"rows/{key[:12]}")
 
     def read(self) -> dict[tuple[str, int], Row]:
         """The rows that are there, by method and bits."""
-        found = [
-            self._row(info.path) for info in self._folder.list() if info.path.endswith(".json")
-        ]
-        return {(row.method, row.bits): row for row in found}
+        rows = [self._row(info.path) for info in self._folder.list() if info.path.endswith(".json")]
+        return {(row.method, row.bits): row for row in rows}
 
     def _row(self, name: str) -> Row:
         try:

@@ -29,8 +29,8 @@ def by_length(rows: Sequence[Row], names: Sequence[str], k: int) -> Table:
         line: dict[str, Any] = {"method": method}
         for name in names:
             for bits in lengths:
-                found = places.get((method, bits)) or places.get((method, 0)) or {}
-                line[f"{name}, {bits} bits"] = _spread(found.get(name, ()))
+                values = places.get((method, bits)) or places.get((method, 0)) or {}
+                line[f"{name}, {bits} bits"] = _spread(values.get(name, ()))
         table.append(line)
     return table
 

@@ -51,14 +51,14 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
     exact = _exact_search(network, features, database, k)
     ordinals, refined = _search(index, manifest, network, features, k, settings.k_factor)
     rows = _database_rows(index, manifest, database)
-    found = rows[ordinals]
+    neighbours = rows[ordinals]
     result: dict[str, Any] = {
         "version": manifest.version,
         "model": card.digest[:12],
         "bits": manifest.geometry.code_size * 8,
         "queries": len(features),
         "codes": manifest.rows,
-        f"recall@{_RECALL_AT}": recall_at_k(found, exact, min(_RECALL_AT, k)),
+        f"recall@{_RECALL_AT}": recall_at_k(neighbours, exact, min(_RECALL_AT, k)),
     }
     if refined is not None:
         result["refine bits"] = manifest.geometry.refine_m * 8
@@ -71,7 +71,7 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
         if missing := int((~labelled(classes)).sum()):
             result["queries without label"] = missing
         if missing < count:
-            result[f"mAP@{k}"] = mean_average_precision(found, classes, labels, k)
+            result[f"mAP@{k}"] = mean_average_precision(neighbours, classes, labels, k)
             result[f"mAP@{k} exact"] = mean_average_precision(exact, classes, labels, k)
     return result
 
@@ -131,10 +131,10 @@ def _database_rows(index: Index, manifest: Manifest, database: FeatureSet) -> np
         ]
     )
     place = ids.get_indexer(in_version.to_numpy(zero_copy_only=False))
-    strangers = int((place < 0).sum())
-    if strangers:
+    lacking = int((place < 0).sum())
+    if lacking:
         raise InputError(
-            f"{strangers} of the {len(in_version)} ids of version {manifest.version} are not in "
+            f"{lacking} of the {len(in_version)} ids of version {manifest.version} are not in "
             f"{database.storage.uri}; evaluate against the features that were encoded"
         )
     return np.append(place, -1)

@@ -57,9 +57,9 @@ class Ledger:
         """Numbers of the committed fragments, ascending; foreign files are passed over."""
         names = (info.path.rpartition("/") for info in self._storage.list(self._folder))
         return sorted(
-            int(found[1])
+            int(match[1])
             for folder, _, name in names
-            if folder == self._folder and (found := _ENTRY.fullmatch(name))
+            if folder == self._folder and (match := _ENTRY.fullmatch(name))
         )
 
     def contains(self, fragment: int) -> bool:

@@ -29,11 +29,11 @@ class DamagedTarError(Exception):
 class _Forward:
     """What tarfile needs of a file that is read once from front to back.
 
-    No read gives more than `most` bytes, whatever a header says.
+    No read gives more than `limit` bytes, whatever a header says.
     """
 
-    def __init__(self, file: Any, most: int) -> None:
-        self._file, self._most, self._at = file, most, 0
+    def __init__(self, file: Any, limit: int) -> None:
+        self._file, self._limit, self._at = file, limit, 0
 
     def tell(self) -> int:
         return self._at
@@ -46,7 +46,7 @@ class _Forward:
                 raise DamagedTarError("unexpected end of data")
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= self._most:
+        if not 0 <= size <= self._limit:
             raise DamagedTarError(f"a header of {size:,} bytes")
         pieces = []
         while size and (piece := self._file.read(min(size, _BUFFER))):
@@ -89,7 +89,7 @@ def _damage_found() -> Iterator[None]:
     except (DamagedTarError, DqError, MemoryError):
         raise  # DqError: from storage
     except Exception as error:
-        # Their parsers raise whatever they do on hostile data.
+        # Their parsers raise any exception on hostile data.
         raise DamagedTarError(str(error)) from None
 
 
@@ -99,12 +99,12 @@ def open_archive(storage: Storage, path: str, max_bytes: int) -> Iterator["Archi
 
     Raises DamagedTarError, as do the methods of Archive, or StorageError.
     """
-    most = max(max_bytes, _BUFFER) + tarfile.BLOCKSIZE
+    limit = max(max_bytes, _BUFFER) + tarfile.BLOCKSIZE
     with storage.open(path) as file:
         raw = io.BufferedReader(file, _BUFFER)
         with _damage_found():
             tar = _Tar(
-                fileobj=cast(IO[bytes], _Forward(_decompressed(raw), most)),
+                fileobj=cast(IO[bytes], _Forward(_decompressed(raw), limit)),
                 tarinfo=_strict(),
                 ignore_zeros=True,  # tars put one behind the other
                 errors="replace",

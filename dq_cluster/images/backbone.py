@@ -92,8 +92,8 @@ class _Onnx:
     def features(self, pixels: np.ndarray) -> np.ndarray:
         if not self._uint8:
             pixels = ((pixels - self._mean) / self._std).transpose(0, 3, 1, 2)
-        (found, *_) = self._session.run(None, {self._name: np.ascontiguousarray(pixels)})
-        return _pooled(found)
+        (output, *_) = self._session.run(None, {self._name: np.ascontiguousarray(pixels)})
+        return _pooled(output)
 
 
 class _Torch:
@@ -129,8 +129,8 @@ class _Torch:
 
         with torch.inference_mode():
             batch = torch.tensor(pixels, device=self._device).permute(0, 3, 1, 2)
-            found = self._network((batch - self._mean) / self._std)
-        return _pooled(found.float().cpu().numpy())
+            output = self._network((batch - self._mean) / self._std)
+        return _pooled(output.float().cpu().numpy())
 
 
 def _headless(kind: str, name: str) -> Any:
@@ -150,11 +150,11 @@ def _headless(kind: str, name: str) -> Any:
     raise ConfigError(f"torchvision model '{name}' has no classifier this knows how to remove")
 
 
-def _pooled(found: np.ndarray) -> np.ndarray:
+def _pooled(output: np.ndarray) -> np.ndarray:
     """(n, dim) from (n, dim) or, averaged over places, from (n, dim, h, w)."""
-    if found.ndim == 4:
-        found = found.mean(axis=(2, 3))
-    return found.reshape(len(found), -1).astype(np.float32, copy=False)
+    if output.ndim == 4:
+        output = output.mean(axis=(2, 3))
+    return output.reshape(len(output), -1).astype(np.float32, copy=False)
 
 
 def _expect(settings: BackboneSettings, sha256: str) -> None:

@@ -26,7 +26,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """From the profile's colours to sRGB; None where plain conversion does as well."""
-    with contextlib.suppress(Exception):  # whatever the parser makes of hostile data
+    with contextlib.suppress(Exception):  # parsers raise anything on hostile data
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if source.profile.xcolor_space != _SPACES[mode]:
             return None

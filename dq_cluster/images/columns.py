@@ -25,16 +25,16 @@ _ID, _IMAGE_PATH = "id", "image_path"  # clip-retrieval and img2dataset name ima
 
 def type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
     """The type of a column or of a field within one; None where there is none of that name."""
-    found = _find(schema, name)
-    return found and found[2]
+    place = _find(schema, name)
+    return place and place[2]
 
 
 def column_of(table: pa.Table, name: str) -> pa.Array:
     """The values of a column, or of a field within one, in one piece. Raises KeyError."""
-    found = _find(table.schema, name)
-    if found is None:
+    place = _find(table.schema, name)
+    if place is None:
         raise KeyError(name)
-    top, inner, _ = found
+    top, inner, _ = place
     column = table.column(top).combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # of an extension type
         column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
@@ -42,40 +42,40 @@ def column_of(table: pa.Table, name: str) -> pa.Array:
 
 
 def payload_column(
-    schema: pa.Schema, wanted: str, usual: str, holds: str, may_be: Callable[[pa.DataType], bool]
+    schema: pa.Schema, name: str, usual: str, holds: str, may_be: Callable[[pa.DataType], bool]
 ) -> str:
-    """The column `wanted`, or where that is the `usual` one and missing, the only one that
+    """The column `name`, or where that is the `usual` one and missing, the only one that
     `may_be` it. Raises InputError, naming what there is to choose from; `holds`: what a column
     must hold."""
-    if type_of(schema, wanted) is not None:
-        return wanted
+    if type_of(schema, name) is not None:
+        return name
     likely = [field.name for field in schema if may_be(field.type)]
-    if wanted == usual and len(likely) == 1:
+    if name == usual and len(likely) == 1:
         return likely[0]
     for field in schema:
         if pa.types.is_struct(field.type) and field.name not in likely:
             likely += [f"{field.name}.{inner.name}" for inner in field.type if may_be(inner.type)]
     choice = f"set {usual}_column to {' or '.join(likely)}" if likely else f"none holds {holds}"
-    raise InputError(f"has no column '{wanted}'; columns: {names(schema)}; {choice}")
+    raise InputError(f"has no column '{name}'; columns: {names(schema)}; {choice}")
 
 
-def id_column(schema: pa.Schema, wanted: str, feature: str | None = None) -> str:
-    """The column of ids: `wanted`, or ROW for the row's number in the dataset, or PATH for
+def id_column(schema: pa.Schema, name: str, feature: str | None = None) -> str:
+    """The column of ids: `name`, or ROW for the row's number in the dataset, or PATH for
     `<file>#<row>`, each of which a column of that name comes before.
 
     feature: the column of features, in files that may do without ids: where there is no `id`,
     they are named by `image_path`, or where there is nothing to name them by, by number.
     Raises InputError, naming what there is to choose from.
     """
-    if type_of(schema, wanted) is not None or wanted in (ROW, PATH):
-        return wanted
-    if wanted == _ID and feature is not None:
+    if type_of(schema, name) is not None or name in (ROW, PATH):
+        return name
+    if name == _ID and feature is not None:
         if type_of(schema, _IMAGE_PATH) is not None:
             return _IMAGE_PATH
         if all(field.name == feature or values.may_be_vectors(field.type) for field in schema):
             return ROW
     raise InputError(
-        f"has no column '{wanted}'; columns: {names(schema)}; set id_column to one of them, to "
+        f"has no column '{name}'; columns: {names(schema)}; set id_column to one of them, to "
         f"'{ROW}' for the number of the row, or to '{PATH}' for <file>#<row>"
     )
 

@@ -38,10 +38,10 @@ def _jpeg(data: bytes) -> Essence:
     profile: dict[int, bytes] = {}
     parts = 0
     while True:
-        found = _MARKER.search(data, at)  # what lies between segments is skipped
-        if found is None or found.start() + 4 > len(data):
+        match = _MARKER.search(data, at)  # what lies between segments is skipped
+        if match is None or match.start() + 4 > len(data):
             raise RejectError(Reason.TRUNCATED)
-        at = found.start()
+        at = match.start()
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
         end = at + 2 + length
         if marker == 0xDA:  # start of scan: pixels from here on
@@ -115,17 +115,17 @@ def _gif(data: bytes) -> Essence:
         raise RejectError(Reason.TRUNCATED)
     start = at = 13 + _gif_table(data[10])
     control = b""
-    while found := _BLOCK.search(data, at):
-        at = found.start()
-        if found[0] == b"!":
+    while block := _BLOCK.search(data, at):
+        at = block.start()
+        if block[0] == b"!":
             end = _gif_blocks(data, at + 2)
             if data[at + 1 : at + 2] == b"\xf9":
                 control = data[at:end]
             at = end
-        elif found[0] == b"," and at + 10 <= len(data):
+        elif block[0] == b"," and at + 10 <= len(data):
             end = _gif_blocks(data, at + 11 + _gif_table(data[at + 9]))
             return Essence(data[:start] + control + data[at:end] + b";")
-        elif found[0] == b";":
+        elif block[0] == b";":
             raise RejectError(Reason.CORRUPT)
         else:
             break
@@ -217,8 +217,8 @@ _DECISIVE = (b"meta", b"moov", b"mdat")
 
 def _heic(data: bytes) -> Essence:
     """The file itself, if it holds the boxes that decide the pixels whole."""
-    found = {name: end for name, _, end in _boxes(data, 0, len(data)) if name in _DECISIVE}
-    if not found or max(found.values()) > len(data):
+    ends = {name: end for name, _, end in _boxes(data, 0, len(data)) if name in _DECISIVE}
+    if not ends or max(ends.values()) > len(data):
         raise RejectError(Reason.TRUNCATED)
     return Essence(data)
 
@@ -238,10 +238,10 @@ def _avif(data: bytes) -> Essence:
     return Essence(bytes(patched))
 
 
-def _inside(data: bytes, start: int, end: int, wanted: bytes) -> Iterator[tuple[int, int]]:
+def _inside(data: bytes, start: int, end: int, box: bytes) -> Iterator[tuple[int, int]]:
     """Where the content of each box of a name starts and ends, of the boxes between two places."""
     for name, at, stop in _boxes(data, start, end):
-        if name == wanted:
+        if name == box:
             yield at, min(stop, end)
 
 

@@ -90,7 +90,7 @@ def decode_image(data: bytes, size: int, limits: ImageLimits | None = None) -> n
     except MemoryError:
         raise
     except Exception as error:
-        # Pillow's plugins raise whatever their parsers do on hostile data.
+        # Pillow's plugins raise any exception on hostile data.
         if isinstance(error, EOFError | struct.error) or _CUT.search(str(error)):
             raise RejectError(Reason.TRUNCATED) from None
         if _UNSUPPORTED.search(str(error)):

@@ -76,12 +76,12 @@ class FeatureSet:
     def rows(self) -> int:
         return sum(file.rows for file in self.files)
 
-    def check_dim(self, wanted: int, of: str) -> None:
-        """Raise InputError unless the features have as many numbers as those of `of`: `wanted`."""
-        if self.dim != wanted:
+    def check_dim(self, dim: int, of: str) -> None:
+        """Raise InputError unless the features have as many numbers as those of `of`: `dim`."""
+        if self.dim != dim:
             raise InputError(
                 f"the features at {self.storage.uri} have {self.dim} numbers, those of {of} "
-                f"{wanted}; give features of one kind"
+                f"{dim}; give features of one kind"
             )
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -125,13 +125,13 @@ class FeatureSet:
         where = f"{self.storage.uri}/{self.files[0].name}"
         schema = open_rows(self.storage, self.files[0].name).schema
         try:
-            found = id_column(schema, self.ids_from, self.column)
+            from_column = id_column(schema, self.ids_from, self.column)
         except InputError as error:
             raise InputError(f"{where} {error}") from None
-        if found != self.ids_from:
-            logger.info("%s: ids are %s", self.storage.uri, origin(found))
+        if from_column != self.ids_from:
+            logger.info("%s: ids are %s", self.storage.uri, origin(from_column))
         parts = []
-        for place, column in self._columns(found, values.as_ids, start, stop):
+        for place, column in self._columns(from_column, values.as_ids, start, stop):
             if column.null_count:
                 row = place.rows[column.is_null().to_pylist().index(True)]
                 raise InputError(f"{place.uri} row {row}: the id is null; leave such rows out")
@@ -209,9 +209,9 @@ def open_features(uri: str, column: str = "feature", *, ids: str = "id") -> Feat
     """
     storage, name = split_uri(uri)
     skipped = Skipped()
-    found = [storage.info(name)] if name else list(row_files(storage, skipped, arrays=True))
+    infos = [storage.info(name)] if name else list(row_files(storage, skipped, arrays=True))
     left_out = skipped_text(skipped.take(), skipped.formats)
-    if not found:
+    if not infos:
         raise NotFoundError(
             f"{uri}: no Parquet or .npy files with features{left_out and f' ({left_out})'}; run a "
             "featurize job first, or convert what is there"
@@ -219,22 +219,22 @@ def open_features(uri: str, column: str = "feature", *, ids: str = "id") -> Feat
     if left_out:
         logger.info("%s: %s", storage.uri, left_out)
     with ThreadPoolExecutor(16) as pool:
-        looked = list(pool.map(lambda info: _look(storage, info.path, column), found))
+        looked = list(pool.map(lambda info: _look(storage, info.path, column), infos))
     files, first = [], 0
-    for info, (rows, _) in zip(found, looked, strict=True):
+    for info, (rows, _) in zip(infos, looked, strict=True):
         files.append(FeatureFile(info.path, first, rows))
         first += rows
     promises = [promise for _, promise in looked]
     if not first:
         raise InputError(f"{uri}: {len(files)} files of features hold no rows")
     dim, dim_of = next(
-        ((p.dim, info.path) for p, info in zip(promises, found, strict=True) if p.dim is not None),
-        (0, found[0].path),
+        ((p.dim, info.path) for p, info in zip(promises, infos, strict=True) if p.dim is not None),
+        (0, infos[0].path),
     )
     if not dim:
         raise InputError(f"{storage.uri}/{dim_of}: its features are null or have no numbers")
     one = promises[0]
-    for info, other in zip(found, promises, strict=True):
+    for info, other in zip(infos, promises, strict=True):
         if other.dim not in (None, dim):
             raise InputError(
                 f"{storage.uri}/{info.path} has features of {other.dim} numbers, {dim_of} of "
@@ -245,12 +245,12 @@ def open_features(uri: str, column: str = "feature", *, ids: str = "id") -> Feat
             dim=None, dtype="", located=True
         ):
             raise InputError(
-                f"{storage.uri}/{info.path} differs from {found[0].path} in its columns or in how "
+                f"{storage.uri}/{info.path} differs from {infos[0].path} in its columns or in how "
                 "its features were made; train on features of one featurize job"
             )
     if one.column != column:
         logger.info("%s: the feature is column '%s'", storage.uri, one.column)
-    stamp: list[Any] = [(info.path, info.size, info.modified.timestamp()) for info in found]
+    stamp: list[Any] = [(info.path, info.size, info.modified.timestamp()) for info in infos]
     if one.column != "feature":
         stamp.append(one.column)
     return FeatureSet(
@@ -268,13 +268,13 @@ def open_features(uri: str, column: str = "feature", *, ids: str = "id") -> Feat
     )
 
 
-def _look(storage: Storage, path: str, wanted: str) -> tuple[int, _Promise]:
+def _look(storage: Storage, path: str, given: str) -> tuple[int, _Promise]:
     """The rows of a file, and what it promises of its features."""
     where = f"{storage.uri}/{path}"
     file = open_rows(storage, path)
     try:
         name = payload_column(
-            file.schema, wanted, "feature", "lists of floats", values.may_be_vectors
+            file.schema, given, "feature", "lists of floats", values.may_be_vectors
         )
         label, view, uri = (type_of(file.schema, other) for other in ("label", "view", "uri"))
     except InputError as error:

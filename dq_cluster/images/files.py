@@ -130,12 +130,12 @@ class Folder:
         except NotFoundError:
             return None
 
-    def _accepts(self, info: FileInfo, found: str | None) -> bool:
-        if found is not None and is_readable(found):
+    def _accepts(self, info: FileInfo, format: str | None) -> bool:
+        if format is not None and is_readable(format):
             return True
         self.skipped.add_file(info.path)
-        if found is not None:
-            self.skipped.formats[found] += 1
+        if format is not None:
+            self.skipped.formats[format] += 1
         return False
 
     def read(self, units: Iterable[Unit], rows: int) -> Iterator[pa.Table]:
@@ -172,5 +172,5 @@ def is_text(name: str) -> bool:
 
 
 def as_text(value: str) -> str:
-    """`value` with a question mark for whatever cannot be written as UTF-8."""
+    """`value` with a question mark for each character that cannot be written as UTF-8."""
     return value.encode("utf-8", "replace").decode()

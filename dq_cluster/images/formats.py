@@ -63,8 +63,8 @@ def identify(head: bytes) -> str | None:
         return "WEBP"
     if head[4:8] == b"ftyp":
         brands = {head[at : at + 4] for at in range(8, len(head) - 3, 4) if at != 12}
-        for name, known in _BRANDS.items():
-            if brands.intersection(known):
+        for name, members in _BRANDS.items():
+            if brands.intersection(members):
                 return name
         return "HEIC" if brands & {b"mif1", b"msf1"} else None
     # Two letters are little, and text begins with them too: look at what must follow.

@@ -45,9 +45,9 @@ class Inventory:
     def read(self, units: Iterable[Unit], rows: int) -> Iterator[pa.Table]:
         for table in self._rows.read(units, rows):
             addresses = table.column("address").to_pylist()
-            found = list(map_ahead(self._fetch, addresses))
-            images = pa.array((data for data, _ in found), pa.binary())
-            reasons = pa.array((reason for _, reason in found), pa.string())
+            fetched = list(map_ahead(self._fetch, addresses))
+            images = pa.array((data for data, _ in fetched), pa.binary())
+            reasons = pa.array((reason for _, reason in fetched), pa.string())
             at = table.schema.get_field_index
             table = table.set_column(at("reason"), "reason", reasons)
             table = table.set_column(at("uri"), "uri", table.column("address"))

@@ -44,8 +44,8 @@ class About:
         self.exif = self.exif or (directory.orientation() if directory else None)
 
     def read_xmp(self, text: bytes) -> None:
-        found = _XMP_ORIENTATION.search(text, 0, MOST_TEXT)
-        self.xmp = self.xmp or (int(found[1]) if found else None)
+        match = _XMP_ORIENTATION.search(text, 0, MOST_TEXT)
+        self.xmp = self.xmp or (int(match[1]) if match else None)
 
     def of(self, data: bytes) -> Essence:
         return Essence(data, self.exif or self.xmp or 1, self.profile)

@@ -99,11 +99,11 @@ class ParquetRows:
                 start += rows
             base += start
         if first is None:
-            wanted = ".parquet or .npy" if self._arrays else ".parquet"
+            suffixes = ".parquet or .npy" if self._arrays else ".parquet"
             instead = skipped_text(self.skipped.take(), self.skipped.formats)
             raise InputError(
-                f"{self._settings.uri} holds no {wanted} file{instead and f' ({instead})'}; check "
-                "source.uri, or convert what it holds"
+                f"{self._settings.uri} holds no {suffixes} file{instead and f' ({instead})'}; "
+                "check source.uri, or convert what it holds"
             )
 
     def listing(self) -> Iterator[FileInfo]:
@@ -124,9 +124,9 @@ class ParquetRows:
 
         def read(info: FileInfo) -> tuple[str, pa.Schema]:
             layout = self._layout(open_rows(self._storage, info.path).schema, info.path)
-            found = pa.schema([(name, layout[name].reading.kind) for name in kept])
-            check_carried(found, self._where(info.path))
-            return self._where(info.path), found
+            carried = pa.schema([(name, layout[name].reading.kind) for name in kept])
+            check_carried(carried, self._where(info.path))
+            return self._where(info.path), carried
 
         kept = ("id", *self._settings.columns)
         with ThreadPoolExecutor(_READERS) as pool:
@@ -154,13 +154,13 @@ class ParquetRows:
             file = open_rows(self._storage, info.path)
             column = self._layout(file.schema, info.path)[self._payload.name]
             try:
-                found = first_dimension(file, column)
+                dim = first_dimension(file, column)
             except (pa.ArrowException, OSError) as error:
                 if not is_damage(error):
                     raise
                 continue  # its rows will be rejects
-            if found is not None:
-                return found
+            if dim is not None:
+                return dim
         return None
 
     def read(self, units: Iterable[Unit], rows: int) -> Iterator[pa.Table]:
@@ -200,33 +200,33 @@ class ParquetRows:
         reason = pa.array([Reason.UNREADABLE_FILE.value] * len(place.rows))
         return pa.table(table | {"reason": reason})
 
-    def _layout(self, found: pa.Schema, path: str) -> dict[str, Column]:
-        """How a file with the schema `found` is read: the columns of its tables.
+    def _layout(self, schema: pa.Schema, path: str) -> dict[str, Column]:
+        """How a file with `schema` is read: the columns of its tables.
 
         Raises InputError, naming the file, where a column is missing or cannot be used.
         """
         where, payload = self._where(path), self._payload
         try:
             column = payload_column(
-                found, self._column, payload.usual, payload.holds, payload.may_be
+                schema, self._column, payload.usual, payload.holds, payload.may_be
             )
             features = column if self._arrays else None
-            ids = id_column(found, self._settings.id_column, features)
+            ids = id_column(schema, self._settings.id_column, features)
             for name in self._settings.columns:
-                if name != "uri" and type_of(found, name) is None:
-                    raise InputError(f"has no column '{name}'; columns: {names(found)}")
-            uri = type_of(found, "uri")
+                if name != "uri" and type_of(schema, name) is None:
+                    raise InputError(f"has no column '{name}'; columns: {names(schema)}")
+            uri = type_of(schema, "uri")
         except InputError as error:
             raise InputError(f"{where} {error}") from None
         layout = {
-            "id": Column.find(found, ids, values.as_ids, where),
-            payload.name: Column.find(found, column, payload.read, where),
+            "id": Column.find(schema, ids, values.as_ids, where),
+            payload.name: Column.find(schema, column, payload.read, where),
         }
         for name in self._settings.columns:
             if name != "uri":
-                layout[name] = Column.find(found, name, values.carried, where)
+                layout[name] = Column.find(schema, name, values.carried, where)
         located = uri is not None and values.may_be_text(uri)
-        layout["uri"] = Column.find(found, "uri" if located else URI, values.as_text, where)
+        layout["uri"] = Column.find(schema, "uri" if located else URI, values.as_text, where)
         return layout
 
     def _check_alike(self, layout: dict[str, Column], first: dict[str, Column], path: str) -> None:

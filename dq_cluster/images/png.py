@@ -81,14 +81,14 @@ def _png_remark(name: bytes, data: bytes, about: About) -> None:
             about.read_exif(_unhexed(text[:MOST_TEXT]))
 
 
-def _inflated(data: bytes, most: int, whole: bool = False) -> bytes | None:
-    """At most `most` bytes; None for what is damaged or, where it must be whole, longer."""
+def _inflated(data: bytes, limit: int, whole: bool = False) -> bytes | None:
+    """At most `limit` bytes; None for what is damaged or, where it must be whole, longer."""
     stream = zlib.decompressobj()
     try:
-        found = stream.decompress(data, most)
+        inflated = stream.decompress(data, limit)
     except zlib.error:
         return None
-    return None if whole and not stream.eof else found
+    return None if whole and not stream.eof else inflated
 
 
 def _unhexed(text: bytes) -> bytes:

@@ -33,8 +33,8 @@ class RowFile(Protocol):
     schema: pa.Schema
     groups: tuple[int, ...]
 
-    def batches(self, start: int, stop: int, columns: list[str], most: int) -> Iterator[pa.Table]:
-        """The named columns of the rows [start, stop), in order, at most `most` at a time.
+    def batches(self, start: int, stop: int, columns: list[str], size: int) -> Iterator[pa.Table]:
+        """The named columns of the rows [start, stop), in order, at most `size` at a time.
 
         Raises pa.ArrowException or OSError where the file is damaged; see `is_damage`.
         """
@@ -62,18 +62,18 @@ def row_files(storage: Storage, skipped: Skipped, *, arrays: bool) -> Iterator[F
     if not arrays:
         yield from list_named(storage, SUFFIXES, skipped)
         return
-    found = list(list_named(storage, (*SUFFIXES, ARRAY), skipped))
-    vectors = [info for info in found if _is_array(info.path)]
+    files = list(list_named(storage, (*SUFFIXES, ARRAY), skipped))
+    vectors = [info for info in files if _is_array(info.path)]
     if not any(_about(info.path) for info in vectors):
-        if vectors and len(vectors) < len(found):
+        if vectors and len(vectors) < len(files):
             raise InputError(
-                f"{storage.uri} holds {len(vectors)} .npy and {len(found) - len(vectors)} Parquet "
+                f"{storage.uri} holds {len(vectors)} .npy and {len(files) - len(vectors)} Parquet "
                 f"files ({vectors[0].path}, …); name the folder of those that hold the features"
             )
-        yield from found
+        yield from files
         return
     used = {_about(info.path) for info in vectors}
-    for info in found:
+    for info in files:
         if _about(info.path):
             yield info
         elif info.path not in used:
@@ -123,7 +123,7 @@ class _Parquet:
         metadata = self._file.metadata
         self.groups = tuple(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
 
-    def batches(self, start: int, stop: int, columns: list[str], most: int) -> Iterator[pa.Table]:
+    def batches(self, start: int, stop: int, columns: list[str], size: int) -> Iterator[pa.Table]:
         if start >= stop:
             return
         ends = np.cumsum(self.groups, dtype=np.int64)
@@ -131,7 +131,7 @@ class _Parquet:
         position = int(ends[first]) - self.groups[first]
         groups = list(range(first, last + 1))
         try:
-            for batch in self._file.iter_batches(most, row_groups=groups, columns=columns):
+            for batch in self._file.iter_batches(size, row_groups=groups, columns=columns):
                 skip = max(0, start - position)
                 kept = batch.slice(skip, max(0, stop - position - skip))
                 position += batch.num_rows
@@ -189,11 +189,11 @@ class _Array:
     def _row_bytes(self) -> int:
         return self._dim * self._dtype.itemsize
 
-    def batches(self, start: int, stop: int, columns: list[str], most: int) -> Iterator[pa.Table]:
+    def batches(self, start: int, stop: int, columns: list[str], size: int) -> Iterator[pa.Table]:
         with self._storage.open(self._path) as file, translated(self._storage, self._path):
             file.seek(self._offset + start * self._row_bytes)
-            for first in range(start, stop, most):
-                rows = min(most, stop - first)
+            for first in range(start, stop, size):
+                rows = min(size, stop - first)
                 data = file.read(rows * self._row_bytes)
                 if len(data) != rows * self._row_bytes:
                     raise pa.ArrowInvalid(f"{self._path} ends before row {first + rows}")
@@ -221,15 +221,15 @@ class _Beside:
         self.schema = pa.schema([*array.schema, *others])
         self.groups = array.groups
 
-    def batches(self, start: int, stop: int, columns: list[str], most: int) -> Iterator[pa.Table]:
+    def batches(self, start: int, stop: int, columns: list[str], size: int) -> Iterator[pa.Table]:
         others = [name for name in columns if name.partition(".")[0] != FEATURE]
-        for first in range(start, stop, most):
-            end = min(first + most, stop)
+        for first in range(start, stop, size):
+            end = min(first + size, stop)
             parts: list[pa.Table] = []
             if len(others) < len(columns):
-                parts += self._array.batches(first, end, [FEATURE], most)
+                parts += self._array.batches(first, end, [FEATURE], size)
             if others:
-                parts.append(pa.concat_tables(self._about.batches(first, end, others, most)))
+                parts.append(pa.concat_tables(self._about.batches(first, end, others, size)))
             joined = {name: part.column(name) for part in parts for name in part.column_names}
             yield pa.table(joined)
 

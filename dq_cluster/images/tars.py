@@ -161,13 +161,13 @@ def _columns(parts: Mapping[str, bytes | Reason], names: set[str]) -> dict[str, 
     about: Any = None
     with contextlib.suppress(ValueError, RecursionError):
         about = json.loads(_bytes(parts.get("json")))
-    found: dict[str, str | None] = {}
+    columns: dict[str, str | None] = {}
     for name in names:
         if isinstance(about, dict) and name in about:
-            found[name] = None if about[name] is None else as_text(str(about[name]))
+            columns[name] = None if about[name] is None else as_text(str(about[name]))
         elif isinstance(data := parts.get(name), bytes):
-            found[name] = data.decode("utf-8", "replace").strip()
-    return found
+            columns[name] = data.decode("utf-8", "replace").strip()
+    return columns
 
 
 def _images(parts: Mapping[str, bytes | Reason]) -> list[str]:

@@ -80,16 +80,16 @@ def _row(storage: Storage, name: str, row: int, max_bytes: int) -> bytes:
 def _member(storage: Storage, name: str, key: str, limits: ImageLimits) -> bytes:
     """The image of one sample. A tar has no table of contents: headers are read up to it."""
     deadline = time.monotonic() + limits.max_seconds
-    found: dict[str, tarfile.TarInfo] = {}
+    members: dict[str, tarfile.TarInfo] = {}
     with storage.open(name) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
         for member in tar:
             part_of, extension = split_member(member.name)
-            if part_of == key and member.isreg() and extension not in found:
-                found[extension] = member
-            elif found or time.monotonic() > deadline:
+            if part_of == key and member.isreg() and extension not in members:
+                members[extension] = member
+            elif members or time.monotonic() > deadline:
                 break
-        chosen = choose_image([name for name in found if is_image(name)])
-        content = tar.extractfile(found[chosen]) if chosen else None
-        if chosen is None or content is None or found[chosen].size > limits.max_bytes:
+        chosen = choose_image([name for name in members if is_image(name)])
+        content = tar.extractfile(members[chosen]) if chosen else None
+        if chosen is None or content is None or members[chosen].size > limits.max_bytes:
             raise NotFoundError("no picture")
         return content.read()

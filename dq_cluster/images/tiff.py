@@ -59,8 +59,8 @@ class Directory:
 
     def orientation(self) -> int | None:
         """1 to 8 as EXIF numbers them; None where the tag is missing or says nothing sensible."""
-        found = self.number(ORIENTATION, 0)
-        return found if 1 <= found <= 8 else None
+        value = self.number(ORIENTATION, 0)
+        return value if 1 <= value <= 8 else None
 
 
 def read_directory(data: bytes) -> Directory | None:

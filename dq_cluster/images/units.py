@@ -27,19 +27,19 @@ class Unit(NamedTuple):
     base: int = 0
 
 
-def check_unchanged(storage: Storage, unit: Unit, found: FileInfo) -> None:
-    """Raise InputError where `found` is another file than the one that was planned.
+def check_unchanged(storage: Storage, unit: Unit, info: FileInfo) -> None:
+    """Raise InputError where `info` is another file than the one that was planned.
 
     A plan without stamps is not checked.
     """
-    if unit.stamp is None or (unit.size, unit.stamp) == (found.size, found.stamp):
+    if unit.stamp is None or (unit.size, unit.stamp) == (info.size, info.stamp):
         return
     planned = f"{unit.size:,} bytes"
     if storage.is_local:
         planned += f" of {_time(datetime.fromtimestamp(unit.stamp / 1e9, UTC))}"
     raise InputError(
         f"{storage.uri}/{unit.path} changed since the run was planned: planned were {planned}, "
-        f"found are {found.size:,} bytes of {_time(found.modified)}"
+        f"found are {info.size:,} bytes of {_time(info.modified)}"
         f"{'' if storage.is_local else ' with another ETag'}; start a new run, or put the "
         "planned file back"
     )
@@ -63,12 +63,12 @@ def as_planned(storage: Storage, unit: Unit) -> Iterator[None]:
 
 def _check_stored(storage: Storage, unit: Unit) -> None:
     try:
-        found = storage.info(unit.path)
+        info = storage.info(unit.path)
     except NotFoundError:
         raise InputError(
             f"{storage.uri}/{unit.path} was planned and is gone; put it back, or start a new run"
         ) from None
-    check_unchanged(storage, unit, found)
+    check_unchanged(storage, unit, info)
 
 
 def _time(moment: datetime) -> str:

@@ -69,9 +69,9 @@ def fetch_web(address: WebAddress, allow: tuple[str, ...], limits: ImageLimits) 
         try:
             return _attempt(address, allow, limits.max_bytes)
         except _FaultError as fault:
-            asked = fault.pause is not None
-            pause = max(fault.pause or 0, _PAUSE) if asked else _PAUSE * 2 ** (attempt - 1)
-            enough = not asked and attempt >= fault.attempts
+            paused = fault.pause is not None
+            pause = max(fault.pause or 0, _PAUSE) if paused else _PAUSE * 2 ** (attempt - 1)
+            enough = not paused and attempt >= fault.attempts
             if enough or time.monotonic() + pause >= _clock.until:
                 raise RejectError(fault.reason) from None
         except (httpcore.TimeoutException, httpcore.ProtocolError):
@@ -86,10 +86,10 @@ def _attempt(address: WebAddress, allow: tuple[str, ...], max_bytes: int) -> byt
             raise RejectError(Reason.FORBIDDEN)
         if not 0 < address.port < 1 << 16:
             raise RejectError(Reason.UNREACHABLE)
-        found = _ask(address, max_bytes)
-        if isinstance(found, bytes):
-            return found
-        address = found
+        answer = _ask(address, max_bytes)
+        if isinstance(answer, bytes):
+            return answer
+        address = answer
     raise RejectError(Reason.UNREACHABLE)
 
 

@@ -5,8 +5,8 @@
 <index>/superseded/<n>      when CURRENT last left version n: the time of this file; the newest one
                             stays when its version is dropped, so that no number comes twice
 
-Garbage collection may drop a version at any moment. Whoever builds on one or points CURRENT at it
-therefore looks afterwards whether it is still there; garbage collection looks at CURRENT and at
+Garbage collection may drop a version at any moment. A writer that builds on one or points CURRENT at
+it therefore looks afterwards whether it is still there; garbage collection looks at CURRENT and at
 the other versions after it dropped one. So at least one of them sees the other.
 """
 
@@ -44,8 +44,8 @@ class Index:
 
     def versions(self) -> list[int]:
         """All version numbers, ascending; empty for a new index. Foreign files are passed over."""
-        found = (_MANIFEST.fullmatch(info.path) for info in self.storage.list("versions"))
-        return sorted(int(each[1]) for each in found if each)
+        matches = (_MANIFEST.fullmatch(info.path) for info in self.storage.list("versions"))
+        return sorted(int(each[1]) for each in matches if each)
 
     def strays(self) -> list[str]:
         """The files among the manifests that are none, by name: copies, notes, sub-folders."""
@@ -73,9 +73,9 @@ class Index:
         except NotFoundError:
             if version is None and self.current() != number:
                 return self.manifest()  # dropped since, when it was current no longer
-            known = ", ".join(map(str, self.versions())) or "none"
+            versions = ", ".join(map(str, self.versions())) or "none"
             raise NotFoundError(
-                f"{self.storage.uri} has no version {number}; versions: {known}"
+                f"{self.storage.uri} has no version {number}; versions: {versions}"
             ) from None
         manifest = parse_manifest(data, f"{self.storage.uri}/{name}")
         if manifest.version != number:

@@ -235,14 +235,14 @@ def file_schema(file: pq.ParquetFile, columns: Sequence[str], where: str) -> pa.
 
     Raises IntegrityError where one is missing.
     """
-    found = file.schema_arrow
+    schema = file.schema_arrow
     for name in columns:
-        if found.names.count(name) != 1:
+        if schema.names.count(name) != 1:
             raise IntegrityError(
-                f"{where} has {found.names.count(name)} columns '{name}', the version carries "
-                f"one; its columns: {', '.join(found.names)}"
+                f"{where} has {schema.names.count(name)} columns '{name}', the version carries "
+                f"one; its columns: {', '.join(schema.names)}"
             )
-    return pa.schema([found.field(name) for name in columns])
+    return pa.schema([schema.field(name) for name in columns])
 
 
 def read_codes(

@@ -157,11 +157,11 @@ def join_schemas(parts: Iterable[tuple[str, pa.Schema]], source: str) -> pa.Sche
             continue
         fields = []
         for before in joined:
-            found = schema.field(before.name).type
-            common = common_type(before.type, canonical(found))
+            stored = schema.field(before.name).type
+            common = common_type(before.type, canonical(stored))
             if common is None:
                 raise InputError(
-                    f"{where}: column '{before.name}' is {found}, but {before.type} in {source}: "
+                    f"{where}: column '{before.name}' is {stored}, but {before.type} in {source}: "
                     "no type holds both exactly"
                 )
             fields.append(pa.field(before.name, common))
@@ -198,14 +198,14 @@ def cast_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """
     for field in schema:
         place = table.schema.get_field_index(field.name)
-        found = table.column(place)
-        if found.type == field.type:
+        values = table.column(place)
+        if values.type == field.type:
             continue
         try:
-            table = table.set_column(place, field, found.cast(field.type))
+            table = table.set_column(place, field, values.cast(field.type))
         except pa.ArrowInvalid as error:
             raise InputError(
-                f"column '{field.name}' is {found.type} and becomes {field.type}, which does not "
+                f"column '{field.name}' is {values.type} and becomes {field.type}, which does not "
                 f"hold all its values: {error}"
             ) from None
     return table

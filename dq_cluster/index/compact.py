@@ -121,8 +121,8 @@ def _merged(
         alive = np.ones(file.rows, bool)
         alive[deleted.get(file.path, [])] = False
         file_schema(opened, manifest.columns, f"{index.storage.uri}/{file.path}")
-        found = opened.read().filter(pa.array(alive))
-        tables.append(cast_columns(found, carried))
+        rows = opened.read().filter(pa.array(alive))
+        tables.append(cast_columns(rows, carried))
     table = concat_rows(tables).combine_chunks()
     geometry = manifest.geometry
     second = geometry.refine_m  # bytes of the second code, 0 without one

@@ -60,17 +60,17 @@ class RunFiles:
         newest = max((info.modified for info in (*self.files, *self.signs)), default=now)
         return not self.alive(now) and now - newest >= grace
 
-    def strangers(self, live: Collection[str]) -> list[FileInfo]:
+    def of_others(self, live: Collection[str]) -> list[FileInfo]:
         """Files that neither a version names nor a run of this kind writes."""
         return [info for info in self.others if info.path not in live]
 
     def garbage(self, live: Collection[str], now: datetime) -> list[FileInfo]:
         """Files of an idle run that no version names, in the order in which they may be removed.
 
-        Empty if there are strangers among them: then it is unknown to whom the files belong. The
+        Empty if files of others are among them: then it is unknown to whom the files belong. The
         request of a published run stays, with the mark that it is published.
         """
-        if self.strangers(live):
+        if self.of_others(live):
             return []
         unnamed = [
             info
@@ -91,17 +91,17 @@ def sort_files(
         path = info.path
         name = path.split("/")[1]
         training = _TRAINING.fullmatch(path) is not None
-        found = (trainings if training else runs).setdefault(name, RunFiles())
+        run = (trainings if training else runs).setdefault(name, RunFiles())
         if _SIGN.fullmatch(path):
-            found.signs.append(info)
+            run.signs.append(info)
         elif _MARK.fullmatch(path):
             continue
         elif _PUBLISHED.fullmatch(path):
-            found.published = True
+            run.published = True
         elif training or _place(path) is not None:
-            found.files.append(info)
+            run.files.append(info)
         else:
-            found.others.append(info)
+            run.others.append(info)
     return runs, trainings
 
 

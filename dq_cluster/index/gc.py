@@ -57,11 +57,11 @@ def collect_garbage(
         raise InputError(
             f"the grace period must be 0 hours or more, not {grace / timedelta(hours=1):g}"
         )
-    known = sort_files(_list(index, "runs", "data"))
-    if keep is not None or not (index.versions() or any(known)):
+    in_index = sort_files(_list(index, "runs", "data"))
+    if keep is not None or not (index.versions() or any(in_index)):
         index.manifest()  # without a version that readers use, none can be dropped
-    if absent := sorted(set(trainings) - known[1].keys()):
-        there = ", ".join(sorted(known[1])) or "none"
+    if absent := sorted(set(trainings) - in_index[1].keys()):
+        there = ", ".join(sorted(in_index[1])) or "none"
         raise NotFoundError(
             f"{index.storage.uri} has no training {', '.join(absent)}; trainings: {there}"
         )
@@ -94,10 +94,10 @@ class _Collection:
     def run(self, keep: int | None, trainings: Sequence[str]) -> GcReport:
         dropped = self._drop_versions(keep) if keep is not None else ()
         live = self._live(without=dropped)
-        runs, found = sort_files(_list(self._index, "runs", "data"))
+        runs, train_runs = sort_files(_list(self._index, "runs", "data"))
         for name, files in runs.items():
             self._collect_run(name, files, live)
-        for name, files in found.items():
+        for name, files in train_runs.items():
             if name in trainings:
                 self._collect_training(name, files)
             else:
@@ -157,10 +157,10 @@ class _Collection:
     def _collect_run(self, name: str, files: RunFiles, live: set[str]) -> None:
         what = f"run {name}"
         garbage = files.garbage(live, self._now)
-        strangers = files.strangers(live)
-        if strangers or (garbage and self._holds_features(name)):
+        others = files.of_others(live)
+        if others or (garbage and self._holds_features(name)):
             why = "its folders hold what encoding does not write"
-            self._keep(what, why, strangers or garbage)
+            self._keep(what, why, others or garbage)
             return
         if not garbage:
             return

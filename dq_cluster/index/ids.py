@@ -50,17 +50,17 @@ def common_type(types: Iterable[str], files: Iterable[FileEntry]) -> str:
 
     Raises InputError where no type holds them all; the files' statistics tell.
     """
-    found = sorted(set(types))
-    if found == [SIGNED, UNSIGNED]:
+    kinds = sorted(set(types))
+    if kinds == [SIGNED, UNSIGNED]:
         smallest = [file.stats["id"].min for file in files if "id" in file.stats]
         if any(isinstance(low, int) and low < 0 for low in smallest):
             raise InputError(_MIXED)
         return UNSIGNED
-    if len(found) != 1:
+    if len(kinds) != 1:
         raise InputError(
-            f"ids are {' in one part and '.join(found) or 'missing'}; an index has numbers or text"
+            f"ids are {' in one part and '.join(kinds) or 'missing'}; an index has numbers or text"
         )
-    return found[0]
+    return kinds[0]
 
 
 def as_type(ids: pa.Array, id_type: str) -> pa.Array:
@@ -74,22 +74,22 @@ def to_ids(given: Sequence[Any] | pa.Array, id_type: str) -> pa.Array:
     Text is read as whole numbers where ids are numbers. Raises InputError, naming the first that
     cannot be an id.
     """
-    wanted = pa.type_for_alias(id_type)
+    arrow_type = pa.type_for_alias(id_type)
     try:
         # Only a type that is named takes numbers from 2^63 on.
-        named = wanted if given and type(given[0]) is int and id_type != TEXT else None
+        named = arrow_type if given and type(given[0]) is int and id_type != TEXT else None
         ids = given if isinstance(given, pa.Array) else pa.array(given, named)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         raise InputError(
             f"ids of this index are {id_type}; found others, or larger ones, among those given"
         ) from None
     if not len(ids):
-        return pa.array([], wanted)
+        return pa.array([], arrow_type)
     if ids.null_count:
         raise InputError(f"{ids.null_count:,} of the {len(ids):,} ids given are null")
     text = pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)
     if id_type == TEXT and text:
-        return pc.unique(ids.cast(wanted))
+        return pc.unique(ids.cast(arrow_type))
     if id_type == TEXT or not (text or pa.types.is_integer(ids.type)):
         raise InputError(f"ids of this index are {id_type}, not {ids.type}")
     if text:
@@ -100,7 +100,7 @@ def to_ids(given: Sequence[Any] | pa.Array, id_type: str) -> pa.Array:
                 + (f" and {len(strange) - 1:,} more" if len(strange) > 1 else "")
             )
     try:
-        return pc.unique(ids.cast(wanted))
+        return pc.unique(ids.cast(arrow_type))
     except pa.ArrowInvalid:
         numbers = NUMBERS[id_type]
         outside = next(each for each in ids.to_pylist() if int(each) not in numbers)

@@ -71,9 +71,9 @@ def write_model(
     if geometry.nlist:
         expected["coarse_centroids"] = (geometry.nlist, geometry.dim)
     for name, shape in expected.items():
-        found = tensors[name].shape if name in tensors else None
-        if found != shape:
-            raise IntegrityError(f"model tensor '{name}' must have shape {shape}, has {found}")
+        stored = tensors[name].shape if name in tensors else None
+        if stored != shape:
+            raise IntegrityError(f"model tensor '{name}' must have shape {shape}, has {stored}")
     weights = save_tensors({name: np.ascontiguousarray(t) for name, t in tensors.items()})
     digest = _digest(weights, geometry, feature_dim, network, preprocessing)
     card = ModelCard(
@@ -99,23 +99,23 @@ def list_models(storage: Storage) -> list[str]:
     ]
 
 
-def find_model(storage: Storage, wanted: str) -> ModelCard:
-    """The model that a user means by `wanted`.
+def find_model(storage: Storage, name: str) -> ModelCard:
+    """The model that a user means by `name`.
 
     `latest`: the one that was published last; the name of a training that has published one; a
     digest, or an unambiguous prefix of one. Raises NotFoundError, listing what exists, for another.
     """
-    if wanted == LATEST:
+    if name == LATEST:
         published = [info for info in storage.list("models") if _CARD.fullmatch(info.path)]
         if not published:
             raise NotFoundError(f"{storage.uri} has no model yet; 'dq-cluster train' makes one")
         newest = max(published, key=lambda info: (info.modified, info.path))
         return read_card(storage, newest.path.split("/")[1])
-    if _RUN.fullmatch(wanted):
-        trained = Run(storage.child(f"runs/{wanted}/train")).result()
+    if _RUN.fullmatch(name):
+        trained = Run(storage.child(f"runs/{name}/train")).result()
         if isinstance(trained, str):
             return read_card(storage, trained)
-    return read_card(storage, wanted)
+    return read_card(storage, name)
 
 
 def read_card(storage: Storage, digest: str) -> ModelCard:
@@ -123,15 +123,15 @@ def read_card(storage: Storage, digest: str) -> ModelCard:
 
     Raises NotFoundError, listing what exists, for an unknown or ambiguous digest.
     """
-    found = [name for name in list_models(storage) if name.startswith(digest)]
-    if len(found) != 1:
-        known = ", ".join(name[:12] for name in list_models(storage)) or "none"
-        what = "no model" if not found else f"{len(found)} models"
+    matches = [name for name in list_models(storage) if name.startswith(digest)]
+    if len(matches) != 1:
+        names = ", ".join(name[:12] for name in list_models(storage)) or "none"
+        what = "no model" if not matches else f"{len(matches)} models"
         raise NotFoundError(
-            f"{storage.uri} has {what} '{digest}'; models: {known} (or '{LATEST}', or the name of "
+            f"{storage.uri} has {what} '{digest}'; models: {names} (or '{LATEST}', or the name of "
             "a training that has ended)"
         )
-    name = f"models/{found[0]}/model.json"
+    name = f"models/{matches[0]}/model.json"
     return ModelCard.parse(storage.read(name), f"{storage.uri}/{name}")
 
 

@@ -115,7 +115,7 @@ class PlainColumn:
 
     def slice(self, start: int, rows: int) -> np.ndarray:
         """The values (rows,) from row `start` on."""
-        found = []
+        values = []
         with translated(Storage(str(self._path.parent)), self._path.name):
             for run, first in zip(self._runs, self._starts, strict=False):
                 skipped = max(start - first, 0)
@@ -125,8 +125,8 @@ class PlainColumn:
                 )
                 if here.rows > 0:
                     read = _blocks(self._file, self._path, [here], self._dtype.itemsize)
-                    found += [block.view(self._dtype)[:, 0].copy() for block in read]
-        return np.concatenate([np.empty(0, self._dtype), *found])
+                    values += [block.view(self._dtype)[:, 0].copy() for block in read]
+        return np.concatenate([np.empty(0, self._dtype), *values])
 
     def _short(self) -> IntegrityError:
         return IntegrityError(f"{self._path} ends within its values; 'index verify' names others")

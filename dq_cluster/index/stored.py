@@ -17,8 +17,8 @@ def check_stored(storage: Storage, folder: str, files: Iterable[FileEntry], advi
     sizes = stored_sizes(storage, folder)
     for file in files:
         if sizes.get(file.path) != file.size:
-            found = f"{sizes[file.path]}" if file.path in sizes else "no file"
+            stored = f"{sizes[file.path]}" if file.path in sizes else "no file"
             raise IntegrityError(
-                f"{storage.uri}/{file.path}: {file.size} bytes were written, storage has {found}; "
+                f"{storage.uri}/{file.path}: {file.size} bytes were written, storage has {stored}; "
                 f"{advice}"
             )

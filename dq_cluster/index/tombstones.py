@@ -77,12 +77,12 @@ def read_tombstones(storage: Storage, manifest: Manifest) -> dict[str, np.ndarra
 def deleted_ordinals(storage: Storage, manifest: Manifest) -> np.ndarray:
     """Ordinals (int64, ascending) of the version's deleted rows."""
     deleted = read_tombstones(storage, manifest)
-    base, found = 0, [np.empty(0, np.int64)]
+    base, ordinals = 0, [np.empty(0, np.int64)]
     for file in manifest.files:
         if file.path in deleted:
-            found.append(base + deleted[file.path])
+            ordinals.append(base + deleted[file.path])
         base += file.rows
-    return np.concatenate(found)
+    return np.concatenate(ordinals)
 
 
 def live_ids(storage: Storage, manifest: Manifest) -> Iterator[tuple[FileEntry, pa.Array]]:

@@ -57,16 +57,16 @@ def verify(index: Index, version: int | None = None, *, ids: bool = False) -> Ve
         wrong = list(
             pool.map(lambda file: _file_problems(storage, file), (*manifest.files, *others))
         )
-    for found in wrong:
-        problems.extend(found)
+    for of_file in wrong:
+        problems.extend(of_file)
     # What was just found damaged says no more when it is read.
-    whole = [file for file, found in zip(manifest.files, wrong, strict=False) if not found]
+    whole = [file for file, of_file in zip(manifest.files, wrong, strict=False) if not of_file]
     read = read_ahead(
         lambda file: [_contents(storage, manifest, file)], whole, min(_READERS, readers(whole))
     )
     schemas = []
-    for file, (found, schema) in zip(whole, read, strict=True):
-        problems.extend(found)
+    for file, (of_file, schema) in zip(whole, read, strict=True):
+        problems.extend(of_file)
         if schema is not None:
             schemas.append((f"{storage.uri}/{file.path}", schema))
     problems.extend(_type_problems(storage, manifest, schemas))
@@ -133,19 +133,19 @@ def _contents(
 
 def _row_problems(file: pq.ParquetFile, manifest: Manifest, local: Path | None) -> Iterator[str]:
     """Read the codes, cells, second codes, ids, and carried columns, a batch at a time."""
-    geometry, found = manifest.geometry, file.schema_arrow
+    geometry, schema = manifest.geometry, file.schema_arrow
     expected = {"id": pa.type_for_alias(manifest.id_type), "code": pa.binary(geometry.code_size)}
     if geometry.refine_m:
         expected["refine_code"] = pa.binary(geometry.refine_m)
     if geometry.nlist:
         expected["cell"] = pa.int32()
     for name, kind in expected.items():
-        if found.names.count(name) != 1:
-            yield f"has {found.names.count(name)} columns '{name}', expected one"
-        elif found.field(name).type != kind and not (
-            name == "id" and {str(found.field(name).type), str(kind)} == {*NUMBERS}
+        if schema.names.count(name) != 1:
+            yield f"has {schema.names.count(name)} columns '{name}', expected one"
+        elif schema.field(name).type != kind and not (
+            name == "id" and {str(schema.field(name).type), str(kind)} == {*NUMBERS}
         ):
-            yield f"column '{name}' is {found.field(name).type}, expected {kind}"
+            yield f"column '{name}' is {schema.field(name).type}, expected {kind}"
         else:
             continue
         return
@@ -169,26 +169,30 @@ def _row_problems(file: pq.ParquetFile, manifest: Manifest, local: Path | None) 
 
 
 def _type_problems(
-    storage: Storage, manifest: Manifest, found: list[tuple[str, pa.Schema]]
+    storage: Storage, manifest: Manifest, schemas: list[tuple[str, pa.Schema]]
 ) -> Iterator[str]:
     """Files whose carried columns cannot be read as those of the version, or beside the others."""
-    known = None
+    joined = None
     if manifest.arrow_schema is not None:
         try:
-            known = carried_schema(storage, manifest)
+            joined = carried_schema(storage, manifest)
         except IntegrityError as error:
             yield str(error)
             return
-    for file in found:
+    for file in schemas:
         try:
-            both = join_schemas([("", known), file] if known is not None else [file], "the version")
+            both = join_schemas(
+                [("", joined), file] if joined is not None else [file], "the version"
+            )
         except InputError as error:
             yield str(error)
             continue
         if manifest.arrow_schema is None:
-            known = both
-        elif both != known:
-            yield f"{file[0]}: its columns are {_spell(file[1])}, the manifest says {_spell(known)}"
+            joined = both
+        elif both != joined:
+            yield (
+                f"{file[0]}: its columns are {_spell(file[1])}, the manifest says {_spell(joined)}"
+            )
 
 
 def _spell(schema: pa.Schema) -> str:

@@ -51,9 +51,9 @@ def duplicates(settings: DuplicatesSettings) -> dict[str, Any]:
     index = Index.at(settings.index)
     column, largest = _rule(settings.keep)
     _check_column(index, index.manifest(settings.version), column)
-    found = find_neighbours(settings)
-    version, storage = index.manifest(found.version), Storage(settings.output)
-    leaders = _leaders(storage, found, version.rows)
+    result = find_neighbours(settings)
+    version, storage = index.manifest(result.version), Storage(settings.output)
+    leaders = _leaders(storage, result, version.rows)
     rows = leaders.members()
     values = _values(index, version, rows, ["id", *([column] if column else [])])
     keep = kept(leaders.of[rows], values.get(column or ""), largest=largest)
@@ -62,13 +62,13 @@ def duplicates(settings: DuplicatesSettings) -> dict[str, Any]:
     pq.write_table(table, sink, compression="zstd")
     storage.write(GROUPS, memoryview(sink.getvalue()).tobytes())
     manifest = DuplicatesManifest(
-        version=found.version,
+        version=result.version,
         within=settings.within,
         keep=settings.keep,
         groups=int(keep.sum()),
         images=len(rows),
         others=int((~keep).sum()),
-        full=found.full,
+        full=result.full,
     )
     storage.write(NAME, manifest.model_dump_json(indent=1).encode())
     summary = manifest.model_dump(exclude={"format"}) | {"output": settings.output}
@@ -78,9 +78,9 @@ def duplicates(settings: DuplicatesSettings) -> dict[str, Any]:
     return summary
 
 
-def _leaders(storage: Storage, found: NeighboursManifest, rows: int) -> Leaders:
+def _leaders(storage: Storage, result: NeighboursManifest, rows: int) -> Leaders:
     leaders = Leaders(rows)
-    for part in parts(storage, found):
+    for part in parts(storage, result):
         near = part.column("scores").combine_chunks()
         to = part.column("rows").combine_chunks()
         leaders.add(
@@ -115,17 +115,17 @@ def _values(
     order = np.argsort(rows, kind="stable")
     starts = np.cumsum([0, *(file.rows for file in version.files)])
     places = np.split(rows[order], rows[order].searchsorted(starts[1:-1]))
-    found = [schema.empty_table()]
+    tables = [schema.empty_table()]
     for file, start, own in zip(version.files, starts, places, strict=False):
         if len(own):
             with open_code_file(
                 index.storage, file, model=version.model, geometry=version.geometry
             ) as opened:
                 table = opened.read(columns=columns).select(columns)
-            found.append(cast_columns(table.take(pa.array(own - start)), schema))
+            tables.append(cast_columns(table.take(pa.array(own - start)), schema))
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
-    table = pa.concat_tables(found).combine_chunks().take(pa.array(back))
+    table = pa.concat_tables(tables).combine_chunks().take(pa.array(back))
     return {name: table.column(name).combine_chunks() for name in columns}
 
 

@@ -104,7 +104,7 @@ class NeighbourFinder:
         searched = time.perf_counter()
         path = f"part-{fragment:06d}-{uuid.uuid4().hex[:12]}.parquet"
         file = write_parquet(self._job.storage, path, table.combine_chunks(), stats=["id"])
-        full = sum(len(found) >= self._job.settings.k for found in table.column("rows"))
+        full = sum(len(neighbours) >= self._job.settings.k for neighbours in table.column("rows"))
         receipt = Receipt(
             fragment=fragment,
             rows=table.num_rows,

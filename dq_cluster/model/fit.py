@@ -118,21 +118,21 @@ def start(
     network: DeepQuan, features: Tensor, views: tuple[np.ndarray, np.ndarray] | None = None
 ) -> None:
     """Set the linear front of a new network from the features, and pairs of views if given."""
-    found, pairs = moments(features), None
+    stats, pairs = moments(features), None
     if views is not None and network.settings.objective == "semantic":
         one, other = (torch.from_numpy(np.asarray(side, np.float32)) for side in views)
-        pairs = view_moments(one, other, found.mean)
-    set_front(network, found, pairs)
+        pairs = view_moments(one, other, stats.mean)
+    set_front(network, stats, pairs)
 
 
-def set_front(network: DeepQuan, found: Moments, pairs: Moments | None) -> None:
+def set_front(network: DeepQuan, stats: Moments, pairs: Moments | None) -> None:
     """Set the linear front of a network from the moments of all features, and of the differences
     between views where there are any."""
     kept = network.components.shape[1]
     if pairs is not None and pairs.number > kept:  # fewer say nothing of that many directions
-        mean, components = discriminative_components(found, pairs, kept, network.settings.whitening)
+        mean, components = discriminative_components(stats, pairs, kept, network.settings.whitening)
     else:
-        mean, components = principal_components(found, kept)
+        mean, components = principal_components(stats, kept)
     network.mean.copy_(mean)
     network.components.copy_(components)
 
@@ -234,7 +234,8 @@ def update_quantizer(
 
 @torch.no_grad()
 def fit_anchors(network: DeepQuan, sample: Tensor, *, seed: int) -> None:
-    """Choose what score-aware assignment goes by, once network, rotation, and centroids are final.
+    """Choose the anchors of score-aware assignment, once network, rotation, and
+    centroids are final.
 
     sample: embeddings (s, dim), which every worker must pass alike.
     """

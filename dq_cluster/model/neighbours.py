@@ -80,8 +80,8 @@ def manifold_positives(
         shared = (graph[start:stop] @ graph.T).tocsr()
         for i in range(stop - start):
             image = start + i
-            found = slice(shared.indptr[i], shared.indptr[i + 1])
-            others, common = shared.indices[found], shared.data[found]
+            span = slice(shared.indptr[i], shared.indptr[i + 1])
+            others, common = shared.indices[span], shared.data[span]
             others, common = others[others != image], common[others != image]
             best = np.lexsort((others, -common))[:count]
             rows[image - first] = image

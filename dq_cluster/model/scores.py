@@ -86,8 +86,8 @@ class _Product(NamedTuple):
 
     def summed(self, weights: Tensor) -> Tensor:
         """weights (n, a) @ the matrix: (n, ksub)."""
-        found = weights @ self.left
-        return found if self.right is None else found @ self.right
+        product = weights @ self.left
+        return product if self.right is None else product @ self.right
 
 
 def _scores_and_squares(

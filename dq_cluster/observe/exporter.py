@@ -60,8 +60,8 @@ class Process:
 
     @classmethod
     def of_file(cls, file: str) -> "Process | None":
-        found = re.fullmatch(r"(\d+)-(\d+)-(\d+)-(\w+)", file)
-        return cls(int(found[1]), int(found[2]), int(found[3]), found[4]) if found else None
+        match = re.fullmatch(r"(\d+)-(\d+)-(\d+)-(\w+)", file)
+        return cls(int(match[1]), int(match[2]), int(match[3]), match[4]) if match else None
 
     @property
     def alive(self) -> bool:
@@ -141,14 +141,14 @@ def own() -> list[Metric]:
 
 def registered(folder: Path) -> list[Process]:
     """The living processes in a folder; what the dead have left there is removed."""
-    found = []
+    processes = []
     for file in sorted(os.listdir(folder)) if folder.is_dir() else []:
         process = Process.of_file(file)
         if process is not None and process.alive:
-            found.append(process)
+            processes.append(process)
         elif process is not None:
             (folder / file).unlink(missing_ok=True)
-    return found
+    return processes
 
 
 class _Source(Collector):

@@ -65,12 +65,12 @@ def _tracer() -> Any:
         return None
     provider = TracerProvider()
     for name in names:
-        found = entry_points(group="opentelemetry_traces_exporter", name=name)
-        if not found:
+        exporters = entry_points(group="opentelemetry_traces_exporter", name=name)
+        if not exporters:
             raise ConfigError(
                 f"OTEL_TRACES_EXPORTER={name}: no such exporter is installed; "
                 "otlp comes with `pip install opentelemetry-exporter-otlp`"
             )
-        exporter = next(iter(found)).load()
+        exporter = next(iter(exporters)).load()
         provider.add_span_processor(BatchSpanProcessor(exporter()))
     return provider.get_tracer("dq_cluster")

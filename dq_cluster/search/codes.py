@@ -77,11 +77,11 @@ class Codes:
             with open_code_file(
                 index.storage, entry, model=manifest.model, geometry=geometry
             ) as file:
-                for stored, found in read_codes(file, geometry, local):
+                for stored, of_block in read_codes(file, geometry, local):
                     here = slice(row, row + len(stored))
                     codes[here] = stored
-                    if cells is not None and found is not None:
-                        cells[here] = found
+                    if cells is not None and of_block is not None:
+                        cells[here] = of_block
                     row = here.stop
         lists = None
         if gpu:

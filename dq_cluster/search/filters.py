@@ -155,12 +155,12 @@ def _holds(condition: Condition, column: pa.Array) -> pa.Array:
         return _COMPARE[condition.operator](comparable, bound)
     values = domain.array(list(condition.value), comparable.type)
     if len(values) == 1:
-        found = pc.equal(comparable, values[0])
+        matches = pc.equal(comparable, values[0])
     else:
-        found = pc.is_in(comparable, value_set=values)
+        matches = pc.is_in(comparable, value_set=values)
     if condition.operator == "not in":
-        found = pc.invert(found)
-    return pc.and_(found, column.is_valid())
+        matches = pc.invert(matches)
+    return pc.and_(matches, column.is_valid())
 
 
 def _possible(condition: Condition, stats: ColumnStats) -> bool:

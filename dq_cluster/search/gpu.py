@@ -24,8 +24,8 @@ _LIST_ROWS = 1 << 16  # of a piece: enough lists to fill a GPU, few enough table
 class Lists:
     """Codes in an IVFPQ index whose centroids are zero, and what says which lists to scan.
 
-    codes (n, code_size) uint8; with cells also cells (n,). Searched by one thread at a time,
-    whoever calls: the resources of a GPU are not for several.
+    codes (n, code_size) uint8; with cells also cells (n,). Searched by one thread at a time:
+    the resources of a GPU are not for several.
     """
 
     def __init__(

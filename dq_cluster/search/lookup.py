@@ -49,15 +49,15 @@ class IdIndex:
 
     def _between(self, first: int, last: int) -> np.ndarray:
         """The keys of the rows from `first` to `last`."""
-        found = [np.empty(0, np.uint64)]
+        keys = [np.empty(0, np.uint64)]
         for start, piece in zip(self._starts, self._pieces, strict=False):
             a, b = max(first - start, 0), min(last - start, len(piece))
             if a < b:
                 if isinstance(piece, PlainColumn):
-                    found.append(_keys_of(piece.slice(a, b - a)))
+                    keys.append(_keys_of(piece.slice(a, b - a)))
                 else:
-                    found.append(_keys(piece[a:b]))
-        return np.concatenate(found)
+                    keys.append(_keys(piece[a:b]))
+        return np.concatenate(keys)
 
 
 def _mapped(keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,6 +107,6 @@ def _hashes(texts: pa.Array) -> np.ndarray:
     longer = np.searchsorted(-lengths, -np.arange(lengths[0] if len(lengths) else 0))
     for position, count in enumerate(longer):
         hashes[:count] = (hashes[:count] ^ characters[places[:count] + position]) * _PRIME
-    found = np.empty_like(hashes)
-    found[order] = hashes
-    return found
+    hashes_by_row = np.empty_like(hashes)
+    hashes_by_row[order] = hashes
+    return hashes_by_row

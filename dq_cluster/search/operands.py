@@ -76,9 +76,9 @@ def domain_of(kind: pa.DataType) -> Domain | None:
     if pt.is_string(kind):
         return _Texts()
     if pt.is_decimal(kind):
-        unit, most = Fraction(10) ** kind.scale, 10**kind.precision - 1
+        unit, limit = Fraction(10) ** kind.scale, 10**kind.precision - 1
         takes = "numbers, or text such as '1.10'"
-        return _Steps(takes, lambda written: unit * _decimal(written), -most, most)
+        return _Steps(takes, lambda written: unit * _decimal(written), -limit, limit)
     if pt.is_date(kind):
         return _ticks(32, "a date, as in '2024-01-31'", _day)
     if pt.is_timestamp(kind):
@@ -187,9 +187,9 @@ def _nearest(exact: float) -> float:
 
 def _ticks(bits: int, takes: str, exactly: Callable[[Any], Any], unit: str = "s") -> _Steps:
     """Units of time in integers of `bits` bits; `exactly` reads seconds (of dates: days)."""
-    most, steps = 2 ** (bits - 1), 10 ** DIGITS[unit]
+    limit, steps = 2 ** (bits - 1), 10 ** DIGITS[unit]
     kind = pa.int32() if bits == 32 else pa.int64()
-    return _Steps(takes, lambda written: steps * exactly(written), -most, most - 1, kind)
+    return _Steps(takes, lambda written: steps * exactly(written), -limit, limit - 1, kind)
 
 
 def _boolean(written: Any) -> int:
@@ -240,15 +240,15 @@ def _decimal(written: Any) -> Fraction:
 
 
 def _matched(pattern: re.Pattern[str], written: Any) -> re.Match[str]:
-    found = pattern.fullmatch(_text(written))
-    if found is None:
+    match = pattern.fullmatch(_text(written))
+    if match is None:
         raise ValueError
-    return found
+    return match
 
 
-def _rest(found: re.Match[str]) -> Fraction:
+def _rest(match: re.Match[str]) -> Fraction:
     """The digits after the point of a second."""
-    digits = found["rest"] or "0"
+    digits = match["rest"] or "0"
     return Fraction(int(digits), 10 ** len(digits))
 
 
@@ -257,22 +257,22 @@ def _day(written: Any) -> int:
 
 
 def _clock(written: Any) -> Fraction:
-    found = _matched(_CLOCK, written)
-    clock = time.fromisoformat(found["clock"])
-    return clock.hour * 3600 + clock.minute * 60 + clock.second + _rest(found)
+    match = _matched(_CLOCK, written)
+    clock = time.fromisoformat(match["clock"])
+    return clock.hour * 3600 + clock.minute * 60 + clock.second + _rest(match)
 
 
 def _instant(written: Any, zoned: bool) -> Fraction:
-    found = _matched(_STAMP, written)
-    if zoned != bool(found["zone"]):
+    match = _matched(_STAMP, written)
+    if zoned != bool(match["zone"]):
         raise ValueError("its zone is missing" if zoned else "it has a zone")
-    text = f"{found['day']}T{found['clock'] or '00:00'}{found['zone'] or '+00:00'}"
+    text = f"{match['day']}T{match['clock'] or '00:00'}{match['zone'] or '+00:00'}"
     since = datetime.fromisoformat(text) - _EPOCH
-    return since.days * 86400 + since.seconds + _rest(found)
+    return since.days * 86400 + since.seconds + _rest(match)
 
 
 def _elapsed(written: Any) -> Fraction:
     if not isinstance(written, str):
         return _decimal(written)
-    found = _matched(_DURATION, written)
-    return (-1 if found["sign"] else 1) * (int(found["whole"]) + _rest(found))
+    match = _matched(_DURATION, written)
+    return (-1 if match["sign"] else 1) * (int(match["whole"]) + _rest(match))

@@ -54,13 +54,13 @@ class Rows:
         if not len(ordinals):
             return pa.schema([self.schema.field(name) for name in columns]).empty_table()
         rows = self._places.rows_of(ordinals)
-        found: dict[str, pa.ChunkedArray] = {}
+        columns_by_name: dict[str, pa.ChunkedArray] = {}
         if others := [name for name in columns if name != "id"]:
             table = _by_row(self._batches, self._batch_starts, rows, partial(_rows_of, others))
-            found = dict(zip(others, table.columns, strict=True))
+            columns_by_name = dict(zip(others, table.columns, strict=True))
         if "id" in columns:
-            found["id"] = _by_row(self._ids, self._starts, rows, _ids_of)["id"]
-        return pa.table({name: found[name] for name in columns})
+            columns_by_name["id"] = _by_row(self._ids, self._starts, rows, _ids_of)["id"]
+        return pa.table({name: columns_by_name[name] for name in columns})
 
     def ids(self, ordinals: np.ndarray) -> list[int | str]:
         """The ids of the rows `ordinals` (n,), as `take` has them; quicker for a few."""
@@ -76,15 +76,15 @@ class Rows:
         """The ordinal of the first row with this id that is not deleted."""
         key = key_of(id)
         for start, segment in zip(self._segment_starts, self._segments, strict=False):
-            rows = segment.found.find(key)
+            rows = segment.by_id.find(key)
             if not len(rows):
                 continue
             rows = start + rows
             if self._live is not None:
                 rows = rows[self._live.holds(rows)]
             ordinals = self._places.ordinals(rows)
-            for ordinal, found in zip(ordinals.tolist(), self.ids(ordinals), strict=True):
-                if found == id:
+            for ordinal, stored in zip(ordinals.tolist(), self.ids(ordinals), strict=True):
+                if stored == id:
                     return ordinal
         return None
 

@@ -64,8 +64,8 @@ class SelectedFlat:
         answers = []
         for index, rows in indexes:
             scores, labels = index.search(queries, depth)
-            found = rows[labels].astype(np.int64)
-            answers.append((scores, np.where(labels == MISSING, MISSING, found)))
+            ordinals = rows[labels].astype(np.int64)
+            answers.append((scores, np.where(labels == MISSING, MISSING, ordinals)))
         return _merged(answers, depth, ip=self._ip)
 
     def _indexes(self) -> Iterable[tuple[faiss.Index, np.ndarray]]:

@@ -119,12 +119,12 @@ class Searcher:
             scan = self._scan(nprobe, None if passing else rows, depth)
             depth = min(depth, scan.rows)
             open_queries = queries[pending]
-            found, labels = scan.search(open_queries, depth)
+            values, labels = scan.search(open_queries, depth)
             if depth == scan.rows and not self.geometry.nlist:
                 # Fast-scan leaves out codes of the lowest inner product that it can express.
                 every = np.arange(depth) if passing or rows is None else rows.every()
                 labels = np.tile(every, (len(pending), 1))
-            worst = found[:, -1] if self.geometry.metric == "ip" else -found[:, -1]
+            worst = values[:, -1] if self.geometry.metric == "ip" else -values[:, -1]
             short = labels[:, -1] == MISSING
             if passing and rows is not None:
                 labels = np.where(rows.holds(labels), labels, MISSING)

@@ -59,17 +59,17 @@ def cut(manifest: Manifest) -> tuple[Block, ...]:
     blocks: list[Block] = []
     for _, run in itertools.groupby(manifest.files, _run_of):
         files = tuple(run)
-        most = min(sum(file.rows for file in files) // _BLOCKS, _BLOCK_ROWS)
-        blocks += [Block(tuple(group)) for group in _grouped(files, most)]
+        limit = min(sum(file.rows for file in files) // _BLOCKS, _BLOCK_ROWS)
+        blocks += [Block(tuple(group)) for group in _grouped(files, limit)]
     return tuple(blocks)
 
 
 def pack(blocks: Sequence[Block], nlist: int) -> tuple[Segment, ...]:
     """The segments of a shard that has these blocks. nlist: cells of the geometry."""
-    most = max(_SEGMENT_ROWS, nlist * _ROWS_PER_CELL)
+    limit = max(_SEGMENT_ROWS, nlist * _ROWS_PER_CELL)
     segments: list[Segment] = []
     for _, run in itertools.groupby(blocks, lambda block: block.run):
-        for group in _grouped(tuple(run), most):
+        for group in _grouped(tuple(run), limit):
             files = tuple(file for block in group for file in block.files)
             segments.append(Segment(files))
     return tuple(segments)
@@ -79,12 +79,12 @@ def _run_of(file: FileEntry) -> str:
     return file.path.rpartition("/")[0]
 
 
-def _grouped(parts: Sequence[T], most: int) -> Iterator[list[T]]:
+def _grouped(parts: Sequence[T], limit: int) -> Iterator[list[T]]:
     """Consecutive parts with at most so many rows together, or one part that has more."""
     group: list[T] = []
     rows = 0
     for part in parts:
-        if group and rows + part.rows > most:
+        if group and rows + part.rows > limit:
             yield group
             group, rows = [], 0
         group.append(part)

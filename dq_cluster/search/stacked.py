@@ -20,9 +20,9 @@ class Stacked:
         if len(self._arrays) == 1:
             return self._arrays[0][rows]
         flat = np.maximum(rows, 0).ravel()
-        found = np.empty((flat.size, self._width), np.uint8)
+        taken = np.empty((flat.size, self._width), np.uint8)
         numbers = self._starts.searchsorted(flat, side="right") - 1
         for number in np.unique(numbers):
             here = np.flatnonzero(numbers == number)
-            found[here] = self._arrays[number][flat[here] - self._starts[number]]
-        return found.reshape(*np.shape(rows), self._width)
+            taken[here] = self._arrays[number][flat[here] - self._starts[number]]
+        return taken.reshape(*np.shape(rows), self._width)

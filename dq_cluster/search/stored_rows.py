@@ -68,13 +68,13 @@ class _Part(NamedTuple):
 class StoredRows:
     """The rows of a segment without their codes. Read-only, safe between threads.
 
-    Ids and columns come in pieces of consecutive rows, not always the same ones. `found` says where
+    Ids and columns come in pieces of consecutive rows, not always the same ones. `by_id` says where
     an id is.
     """
 
     def __init__(self, ids: Sequence[Ids], batches: Sequence[pa.RecordBatch]) -> None:
         self.ids, self.batches = ids, batches
-        self.found = IdIndex(ids)
+        self.by_id = IdIndex(ids)
 
     @classmethod
     def load(

@@ -72,8 +72,8 @@ class SearchRequest(BaseModel):
     @model_validator(mode="after")
     def _one_subject(self) -> "SearchRequest":
         if len(self.subject) != 1:
-            found = ", ".join(self.subject) or "none"
-            raise ValueError(f"give exactly one of {', '.join(_SUBJECTS)}; found {found}")
+            given = ", ".join(self.subject) or "none"
+            raise ValueError(f"give exactly one of {', '.join(_SUBJECTS)}; found {given}")
         return self
 
     @property
@@ -89,15 +89,15 @@ class SearchRequest(BaseModel):
 
         k_factor: the one that the search will use.
         """
-        asked = {
+        values = {
             "k": (self.k, limits.max_k),
             "queries": (self.queries, limits.max_batch),
             "timeout_ms": (self.timeout_ms or 0, limits.max_timeout_ms),
         }
-        for name, (value, most) in asked.items():
-            if value > most:
+        for name, (value, limit) in values.items():
+            if value > limit:
                 raise InputError(
-                    f"{name} {value} is more than the {most} that one request may ask for"
+                    f"{name} {value} is more than the {limit} that one request may ask for"
                 )
         candidates = self.queries * self.k * k_factor
         if candidates > limits.max_candidates:

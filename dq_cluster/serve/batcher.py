@@ -40,14 +40,14 @@ class _Caller(Generic[R]):
 class Batcher(Generic[K, R]):
     """Runs `work(key, vectors)` with the vectors of several callers that have equal keys.
 
-    most: vectors of a batch of this key; more only where a single caller has more.
+    limit: vectors of a batch of this key; more only where a single caller has more.
     """
 
     def __init__(
-        self, work: Callable[[K, np.ndarray], Awaitable[R]], most: Callable[[K], int]
+        self, work: Callable[[K, np.ndarray], Awaitable[R]], limit: Callable[[K], int]
     ) -> None:
         self._work = work
-        self._most = most
+        self._limit = limit
         self._expected: OrderedDict[K, int] = OrderedDict()  # callers, where more than one
         self._waiting: dict[K, list[_Caller[R]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,11 +84,11 @@ class Batcher(Generic[K, R]):
 
     async def _gather(self, key: K) -> None:
         """Give the callers that are expected, or as many as fit a batch, a moment to come."""
-        expected, most = self._expected.get(key, 1), self._most(key)
+        expected, limit = self._expected.get(key, 1), self._limit(key)
         for _ in range(_NAPS):
             waiting = self._waiting[key]
             vectors = sum(len(caller.vectors) for caller in waiting)
-            if len(waiting) >= expected or vectors >= most:
+            if len(waiting) >= expected or vectors >= limit:
                 return
             await asyncio.sleep(_NAP_S)
 
@@ -117,9 +117,9 @@ class Batcher(Generic[K, R]):
 
     def _take(self, key: K) -> list[_Caller[R]]:
         """Remove from the queue as many callers as fit one batch, at least one."""
-        waiting, most = self._waiting[key], self._most(key)
+        waiting, limit = self._waiting[key], self._limit(key)
         count, rows = 1, len(waiting[0].vectors)
-        while count < len(waiting) and rows + len(waiting[count].vectors) <= most:
+        while count < len(waiting) and rows + len(waiting[count].vectors) <= limit:
             rows += len(waiting[count].vectors)
             count += 1
         self._waiting[key] = waiting[count:]

@@ -1,4 +1,4 @@
-"""The road of a query: embed, ask the shards, merge, say what happened. No Ray, no HTTP.
+"""The path of a query: embed, ask the shards, merge, say what happened. No Ray, no HTTP.
 
 The router runs it against Serve's replicas, the local client against shards in its own process.
 """
@@ -82,7 +82,7 @@ class _Batch:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Gathered:
     """The merged answer for one batch; `hits` for each query."""
 
     hits: list[list[Hit]]
@@ -106,7 +106,7 @@ class Engine:
         """Answer the queries that come from now on from `served`."""
         self.served = served
         # What waits in the one before goes on; nothing new keeps its version in memory.
-        self._batcher: Batcher[_Batch, _Found] = Batcher(self._search, self._most)
+        self._batcher: Batcher[_Batch, _Gathered] = Batcher(self._search, self._batch_limit)
 
     async def close(self) -> None:
         """Wait until nothing runs in the shards any more."""
@@ -118,7 +118,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _pinned(self) -> Iterator[Served]:
-        """The served version: whatever is switched meanwhile, a query sees this one."""
+        """The served version: a query keeps this one when another is switched to."""
         served = self.served
         self._queries[served.layout] += 1
         try:
@@ -159,27 +159,27 @@ class Engine:
             timeout_ms=timeout_ms,
             kind=kind,
         )
-        places, found = await batcher.run(batch, vectors)
+        places, gathered = await batcher.run(batch, vectors)
         total = time.perf_counter() - begin
-        ms = {"prepare": 1e3 * (prepared - begin), **found.ms}
+        ms = {"prepare": 1e3 * (prepared - begin), **gathered.ms}
         ms["queue"] = max(0.0, 1e3 * total - sum(ms.values()))
         ms["total"] = 1e3 * total
         response = SearchResponse.model_construct(
-            hits=near_enough(found.hits[places], request.within),
+            hits=near_enough(gathered.hits[places], request.within),
             version=served.manifest.version,
-            coverage=found.coverage,
-            timed_out=found.timed_out,
-            failed_shards=found.failed,
+            coverage=gathered.coverage,
+            timed_out=gathered.timed_out,
+            failed_shards=gathered.failed,
             shards=len(served.shards),
             ms={name: round(value, 3) for name, value in ms.items()},
         )
-        wanted = request.min_coverage
-        wanted = self.settings.min_coverage if wanted is None else wanted
-        if found.coverage < wanted:
-            why = "timed out" if found.timed_out else "failed"
+        min_coverage = request.min_coverage
+        min_coverage = self.settings.min_coverage if min_coverage is None else min_coverage
+        if gathered.coverage < min_coverage:
+            why = "timed out" if gathered.timed_out else "failed"
             raise CoverageError(
-                f"only {found.coverage:.4f} of the index was searched (shards {why}), "
-                f"min_coverage is {wanted}; lower min_coverage to accept what there is",
+                f"only {gathered.coverage:.4f} of the index was searched (shards {why}), "
+                f"min_coverage is {min_coverage}; lower min_coverage to accept what there is",
                 response,
             )
         return response
@@ -194,7 +194,7 @@ class Engine:
             item = await self._find(id, served, self.settings.timeout_ms)
             return await asyncio.to_thread(thumbnail, item.uri, served.limits)
 
-    def _most(self, batch: "_Batch") -> int:
+    def _batch_limit(self, batch: "_Batch") -> int:
         """Queries of a batch: what one request may ask for, several together may not exceed."""
         each = batch.k * batch.k_factor
         return max(1, min(self.settings.batch, self.settings.limits.max_candidates // each))
@@ -215,10 +215,10 @@ class Engine:
         dim = served.manifest.geometry.dim
         expected = served.embedder.card.feature_dim if kind == "feature" else dim
         for vector in vectors:
-            found = len(vector)
-            if found != expected:
-                hint = f"; give a vector of {dim} as 'embedding'" if found == dim else ""
-                raise InputError(f"a {kind} has {expected} dimensions, found {found}{hint}")
+            size = len(vector)
+            if size != expected:
+                hint = f"; give a vector of {dim} as 'embedding'" if size == dim else ""
+                raise InputError(f"a {kind} has {expected} dimensions, found {size}{hint}")
         with np.errstate(over="ignore"):  # checked next
             array = np.asarray(vectors, np.float32)
         if not np.isfinite(array).all():
@@ -226,24 +226,24 @@ class Engine:
         return kind, array
 
     async def _find(self, id: int | str, served: Served, timeout_ms: int) -> Item:
-        wanted = to_id(id, served.manifest.id_type)
-        only = parse_filter({"id": wanted}, served.schema)
-        asked = [
+        value = to_id(id, served.manifest.id_type)
+        only = parse_filter({"id": value}, served.schema)
+        shards = [
             number
             for number, shard in enumerate(served.shards)
             if any(only.may_match(entry) for entry in shard.files)
         ]
         version, deadline = served.manifest.version, time.monotonic() + timeout_ms / 1e3
         answers = await self._fanout.ask_all(
-            lambda shard: self._shards.find(shard, served.layout, wanted, deadline),
-            asked,
+            lambda shard: self._shards.find(shard, served.layout, value, deadline),
+            shards,
             deadline,
             kind="find",
         )
         for answer in answers:
             if isinstance(answer, Item):
                 return answer
-        for number, answer in zip(asked, answers, strict=True):
+        for number, answer in zip(shards, answers, strict=True):
             if isinstance(answer, Failure):
                 raise UnavailableError(
                     f"whether version {version} has id {id!r} is not known: shard {number} did "
@@ -251,7 +251,7 @@ class Engine:
                 )
         raise NotFoundError(f"version {version} has no id {id!r}")
 
-    async def _search(self, batch: _Batch, vectors: np.ndarray) -> _Found:
+    async def _search(self, batch: _Batch, vectors: np.ndarray) -> _Gathered:
         """Search for all `vectors` (n, d) of a batch."""
         clock = [time.perf_counter()]
         begin, seconds = time.monotonic(), batch.timeout_ms / 1e3
@@ -267,7 +267,7 @@ class Engine:
             STEP_SECONDS.labels(step=step).observe(seconds, exemplar())
         rows = [shard.rows for shard in batch.served.shards]
         failures = {n: a for n, a in answers.items() if isinstance(a, Failure)}
-        return _Found(
+        return _Gathered(
             hits=hits,
             coverage=coverage(rows, [number not in failures for number in range(len(rows))]),
             timed_out=any(failure.timed_out for failure in failures.values()),
@@ -293,7 +293,7 @@ class Engine:
             filter=None if batch.filter is None else batch.filter.spec,
             trace=trace_headers(),
         )
-        asked = [
+        shards = [
             number
             for number, shard in enumerate(served.shards)
             if shard.rows
@@ -301,14 +301,14 @@ class Engine:
         ]
         answers = await self._fanout.ask_all(
             lambda shard: self._shards.search(shard, query, deadline),
-            asked,
+            shards,
             deadline,
             kind=_kind(batch, len(vectors)),
         )
         for answer in answers:
             if isinstance(answer, Failure) and answer.refused:
                 raise InputError(answer.reason)
-        return dict(zip(asked, answers, strict=True))
+        return dict(zip(shards, answers, strict=True))
 
     async def _name_winners(
         self,
@@ -341,8 +341,8 @@ class Engine:
     ) -> tuple[dict[int, Sequence[Any]], dict[int, Failure]]:
         """Id and columns of the rows (n,), ascending ordinals; and the shards that did not say."""
         layout, shards = batch.served.layout, batch.served.shards
-        asked = owners(shards, rows)
-        parts = {int(number): rows[asked == number] for number in np.unique(asked)}
+        owner = owners(shards, rows)
+        parts = {int(number): rows[owner == number] for number in np.unique(owner)}
         tables = await self._fanout.ask_all(
             lambda shard: self._shards.take(shard, layout, parts[shard], batch.columns, deadline),
             list(parts),

@@ -35,9 +35,9 @@ class GrpcService:
     def __init__(self, service: ServedApi, hide: str) -> None:
         self._service, self._hide = service, hide
 
-    async def search(self, asked: pb.SearchRequest, context: Any) -> pb.SearchResponse:
+    async def search(self, request: pb.SearchRequest, context: Any) -> pb.SearchResponse:
         async def work() -> pb.SearchResponse:
-            return response_message(await answer(self._service, request_of(asked)))
+            return response_message(await answer(self._service, request_of(request)))
 
         return await self._guarded(context, work, pb.SearchResponse())
 
@@ -49,14 +49,14 @@ class GrpcService:
 
     async def versions(self, context: Any) -> pb.ListVersionsResponse:
         async def work() -> pb.ListVersionsResponse:
-            found = await self._service.versions()
-            return pb.ListVersionsResponse(versions=[version_message(each) for each in found])
+            versions = await self._service.versions()
+            return pb.ListVersionsResponse(versions=[version_message(each) for each in versions])
 
         return await self._guarded(context, work, pb.ListVersionsResponse())
 
-    async def refresh(self, asked: pb.RefreshRequest, context: Any) -> pb.Index:
+    async def refresh(self, request: pb.RefreshRequest, context: Any) -> pb.Index:
         async def work() -> pb.Index:
-            version = asked.version if asked.HasField("version") else None
+            version = request.version if request.HasField("version") else None
             return index_message(await self._service.refresh(version))
 
         return await self._guarded(context, work, pb.Index())
@@ -79,29 +79,29 @@ class GrpcService:
             return empty
 
 
-def request_of(asked: pb.SearchRequest) -> SearchRequest:
+def request_of(message: pb.SearchRequest) -> SearchRequest:
     """The request a message stands for. Raises InputError."""
-    values: dict[str, Any] = {"include": tuple(asked.include)}
-    subject = asked.WhichOneof("subject")
+    values: dict[str, Any] = {"include": tuple(message.include)}
+    subject = message.WhichOneof("subject")
     if subject in ("vectors", "embeddings"):
-        vectors = getattr(asked, subject).vectors
+        vectors = getattr(message, subject).vectors
         values[subject] = [list(vector.values) for vector in vectors]
     elif subject == "id":
-        values["id"] = getattr(asked.id, asked.id.WhichOneof("id") or "text")
+        values["id"] = getattr(message.id, message.id.WhichOneof("id") or "text")
     elif subject == "image":
-        values["image"] = asked.image
+        values["image"] = message.image
     for name in ("k", "within", "nprobe", "k_factor", "timeout_ms", "min_coverage"):
-        if asked.HasField(name):
-            values[name] = getattr(asked, name)
-    if asked.HasField("filter"):
+        if message.HasField(name):
+            values[name] = getattr(message, name)
+    if message.HasField("filter"):
         try:
-            values["filter"] = _whole_numbers(json_format.MessageToDict(asked.filter))
+            values["filter"] = _whole_numbers(json_format.MessageToDict(message.filter))
         except ValueError as error:  # a number that is not finite
             raise InputError(f"filter: {error}") from None
     return parse_request(values)
 
 
-def response_message(found: SearchResponse) -> pb.SearchResponse:
+def response_message(response: SearchResponse) -> pb.SearchResponse:
     return pb.SearchResponse(
         hits=[
             pb.Hits(
@@ -110,16 +110,16 @@ def response_message(found: SearchResponse) -> pb.SearchResponse:
                     for hit in hits
                 ]
             )
-            for hits in found.hits
+            for hits in response.hits
         ],
-        version=found.version,
-        coverage=found.coverage,
-        timed_out=found.timed_out,
+        version=response.version,
+        coverage=response.coverage,
+        timed_out=response.timed_out,
         failed_shards=[
-            pb.ShardFailure(shard=each.shard, reason=each.reason) for each in found.failed_shards
+            pb.ShardFailure(shard=each.shard, reason=each.reason) for each in response.failed_shards
         ],
-        shards=found.shards,
-        ms=found.ms,
+        shards=response.shards,
+        ms=response.ms,
     )
 
 

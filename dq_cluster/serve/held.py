@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Held(Generic[K, T]):
-    """Each is loaded once, whoever asks; what is released while it loads is not kept.
+    """Each is loaded once, for all callers; what is released while it loads is not kept.
 
     load: reads one, in a thread. held: what is there already. Works within one event loop.
     """
@@ -32,7 +32,7 @@ class Held(Generic[K, T]):
         self._released.discard(key)
         if key not in self._loading:
             self._loading[key] = asyncio.ensure_future(self._read(key))
-        # Whoever stops waiting does not stop it for the others.
+        # A caller that stops waiting does not stop it for the others.
         return await asyncio.shield(self._loading[key])
 
     def release(self, keep: Set[K]) -> None:

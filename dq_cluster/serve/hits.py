@@ -59,10 +59,10 @@ def to_hits(
     """The hits of each query, from the winners' scores and ordinals (n, k); `names` knows all."""
     hits = []
     for some_scores, some_ordinals in zip(scores.tolist(), ordinals.tolist(), strict=True):
-        found = []
+        of_query = []
         for score, ordinal in zip(some_scores, some_ordinals, strict=True):
             if ordinal != MISSING:
                 id, *more = names[ordinal]
-                found.append(Hit(id, score, dict(zip(columns, more, strict=True))))
-        hits.append(found)
+                of_query.append(Hit(id, score, dict(zip(columns, more, strict=True))))
+        hits.append(of_query)
     return hits

@@ -157,9 +157,9 @@ def _add_index(api: FastAPI, service: ServedApi) -> None:
         return await service.versions()
 
     @api.post("/v1/index/refresh", **guarded)
-    async def refresh(wanted: RefreshRequest | None = None) -> IndexInfo:
+    async def refresh(body: RefreshRequest | None = None) -> IndexInfo:
         """Load a version beside the one being served, and switch when every shard has it."""
-        return await service.refresh(wanted.version if wanted else None)
+        return await service.refresh(body.version if body else None)
 
 
 def _add_process(api: FastAPI) -> None:
@@ -228,13 +228,13 @@ async def _parse(request: Request, max_body_bytes: int) -> SearchRequest:
     return parse_request(await _form(request, body) if kind == "multipart/form-data" else body)
 
 
-async def _body(request: Request, most: int) -> bytes:
+async def _body(request: Request, limit: int) -> bytes:
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > most:
+        if size > limit:
             raise LimitError(
-                f"the body is larger than the {most:,} bytes that one request may have "
+                f"the body is larger than the {limit:,} bytes that one request may have "
                 "(limits.max_body_bytes)"
             )
         chunks.append(chunk)

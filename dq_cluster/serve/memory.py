@@ -22,8 +22,8 @@ class ClusterMemory:
 
     def read(self) -> int | None:
         """What was written last, None before the first time."""
-        found = internal_kv._internal_kv_get(self._key, namespace=_NAMESPACE)
-        return None if found is None else int(found)
+        value = internal_kv._internal_kv_get(self._key, namespace=_NAMESPACE)
+        return None if value is None else int(value)
 
     def write(self, version: int) -> None:
         internal_kv._internal_kv_put(self._key, str(version), namespace=_NAMESPACE)
@@ -36,7 +36,7 @@ class ClusterMemory:
 def shared_secret() -> bytes:
     """A secret that every process of this Ray cluster can read, made by the first that asks.
 
-    Whoever may read the store may run code in the cluster, so it is as safe as Ray's own token.
+    Who can read the store can run code in the cluster, so it is as safe as Ray's own token.
     Waits for the cluster's head and raises RayError where it does not answer.
     """
     key = "secret"

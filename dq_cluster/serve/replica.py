@@ -70,12 +70,12 @@ class ShardReplica:
         self._seconds = SHARD_SEARCH_SECONDS.labels(shard=number)
         app = serve.get_replica_context().app_name
         keeper = serve.get_deployment_handle(KEEPER, app)
-        loaded, wanted = None, await keeper.serving.remote()
-        while loaded != wanted:  # a switch meanwhile did not reach a replica that only starts
-            refused = await self.load(Layout(wanted, settings.shards))
+        loaded, version = None, await keeper.serving.remote()
+        while loaded != version:  # a switch meanwhile did not reach a replica that only starts
+            refused = await self.load(Layout(version, settings.shards))
             if refused:
                 raise refused
-            loaded, wanted = wanted, await keeper.serving.remote()
+            loaded, version = version, await keeper.serving.remote()
         handlers = {Kind.SEARCH: self._search, Kind.FIND: self._find, Kind.TAKE: self._take}
         secret = await asyncio.to_thread(shared_secret)
         self._server = ShardServer(handlers, secret, hide=self._index.storage.uri)

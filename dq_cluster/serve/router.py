@@ -51,15 +51,15 @@ class Router:
         self._grpc = GrpcService(self, hide=self._index.storage.uri)
         self._name = uuid.uuid4().hex
         served = None
-        wanted = await self._keeper.follow.remote(self._name, frozenset())
-        while served is None or wanted != served.manifest.version:
-            served = await self._load(wanted, served)
-            wanted = await self._keeper.follow.remote(self._name, frozenset({served.layout}))
+        version = await self._keeper.follow.remote(self._name, frozenset())
+        while served is None or version != served.manifest.version:
+            served = await self._load(version, served)
+            version = await self._keeper.follow.remote(self._name, frozenset({served.layout}))
         secret = await asyncio.to_thread(shared_secret)
         self._engine = Engine(
             served, settings, Replicas([_Places(each) for each in shards], secret)
         )
-        INDEX_VERSION.set(wanted)
+        INDEX_VERSION.set(version)
         self._turning: asyncio.Task[None] | None = None
         self._following = asyncio.ensure_future(self._follow_forever())
 
@@ -134,25 +134,25 @@ class Router:
         """Answer from `served` from now on, unless something else is to be served by now."""
         in_use = self._engine.in_use() | {served.layout}
         try:
-            wanted = await self._keeper.follow.remote(self._name, in_use)
+            version = await self._keeper.follow.remote(self._name, in_use)
         except (RayError, RayServeException):
             return  # the next time that this router asks
-        if wanted == served.manifest.version:
+        if version == served.manifest.version:
             self._engine.serve(served)
-            INDEX_VERSION.set(wanted)
+            INDEX_VERSION.set(version)
 
     async def _follow_forever(self) -> None:
         """Report and ask, also while a version is being loaded: silence would mean the end."""
         while True:
             await asyncio.sleep(FOLLOW_S)
             try:
-                wanted = await self._keeper.follow.remote(self._name, self._engine.in_use())
+                version = await self._keeper.follow.remote(self._name, self._engine.in_use())
             except Exception as error:
                 logger.warning("cannot follow the served version", extra={"why": repr(error)})
                 continue
             busy = self._turning is not None and not self._turning.done()
-            if wanted != self._serving and not busy:
-                self._turning = asyncio.ensure_future(self._turn(wanted))
+            if version != self._serving and not busy:
+                self._turning = asyncio.ensure_future(self._turn(version))
 
     async def _turn(self, version: int) -> None:
         try:
@@ -168,7 +168,7 @@ class _Places:
         self._shard = shard
 
     async def addresses(self) -> Sequence[Address]:
-        found = await self._shard.broadcast("address").results_async(
+        answers = await self._shard.broadcast("address").results_async(
             timeout_s=_LOOK_S, return_exceptions=True
         )
-        return [tuple(each) for each in found if not isinstance(each, BaseException)]
+        return [tuple(each) for each in answers if not isinstance(each, BaseException)]

@@ -106,8 +106,8 @@ def _status() -> Mapping[str, Any]:
     """Serve's view of each deployment; empty while it has none."""
     from ray import serve
 
-    found = serve.status().applications.get(APPLICATION)
-    return found.deployments if found else {}
+    application = serve.status().applications.get(APPLICATION)
+    return application.deployments if application else {}
 
 
 def serve_forever(settings: ServeSettings, on_ready: Callable[[dict[str, Any]], None]) -> None:

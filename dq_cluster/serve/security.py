@@ -82,7 +82,7 @@ class Guard:
         scheme, _, key = (authorization or "").partition(" ")
         digest = hashlib.sha256(key.strip().encode()).hexdigest()
         # Every key is compared, so that time tells nothing about which one came near.
-        known = sum(hmac.compare_digest(digest, each) for each in self._keys)
-        if scheme.lower() != "bearer" or not known:
+        matches = sum(hmac.compare_digest(digest, each) for each in self._keys)
+        if scheme.lower() != "bearer" or not matches:
             raise AuthenticationError("an API key is needed: Authorization: Bearer <key>")
         return digest

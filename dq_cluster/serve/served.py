@@ -68,11 +68,11 @@ class Served:
         shards = plan_shards(manifest, settings.shards)
         return cls(manifest, schema, shards, embedder, limits)
 
-    def k_factor(self, asked: int | None, usual: int) -> int:
+    def k_factor(self, factor: int | None, usual: int) -> int:
         """How many candidates for each neighbour are re-ranked. Raises InputError."""
         if self.manifest.geometry.refine_m:
-            return asked or usual
-        if asked is not None and asked > 1:
+            return factor or usual
+        if factor is not None and factor > 1:
             raise InputError(
                 f"version {self.manifest.version} has no second code to re-rank with; leave out "
                 "k_factor, or train a model with refine_bits"

@@ -93,7 +93,7 @@ def wait_until_up(
 
 
 def _state(status: Callable[[], Mapping[str, Any]]) -> str:
-    """What is not up; whoever knows may hang itself."""
+    """What is not up; the process that knows may hang too."""
     try:
         return not_up(in_thread(status).result(_ANSWER_S))
     except (TimeoutError, RayError):
@@ -114,7 +114,7 @@ def _check(error: BaseException | None) -> None:
 
 def not_up(deployments: Mapping[str, Any]) -> str:
     """`2 of 6 deployments are not up (Shard0, Router); Shard0: …`, from Serve's view of them."""
-    missing = [name for name, found in deployments.items() if found.status != "HEALTHY"]
+    missing = [name for name, deployment in deployments.items() if deployment.status != "HEALTHY"]
     if not deployments:
         return "Serve itself is not up"
     if not missing:
@@ -128,5 +128,5 @@ def not_up(deployments: Mapping[str, Any]) -> str:
 
 def _short(text: str) -> str:
     """One line of Serve's message: what a replica raised, or all of it where that is an account."""
-    found = error_in(text)
-    return str(found) if found else " ".join(text.split())
+    error = error_in(text)
+    return str(error) if error else " ".join(text.split())

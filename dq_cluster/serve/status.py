@@ -36,7 +36,7 @@ STATUSES: dict[type[DqError], Status] = {
     errors.StorageError: Status(503, "UNAVAILABLE", 5),
     errors.UnavailableError: Status(503, "UNAVAILABLE", 1),
     CoverageError: Status(503, "UNAVAILABLE", 1),
-    # Whoever runs the service has to mend it.
+    # The operator of the service has to mend it.
     errors.ConfigError: INTERNAL,
     errors.StorageRefusedError: INTERNAL,
     DqError: INTERNAL,

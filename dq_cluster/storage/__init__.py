@@ -98,8 +98,8 @@ class Storage:
             if self.is_local:
                 stat = os.fstat(file.fileno()) if file else os.stat(self.path(name))
                 return local.info(name, stat)
-            found = file.details if file else self.filesystem.info(self.path(name))
-            return s3.info(name, found["size"], found["LastModified"], found["ETag"])
+            details = file.details if file else self.filesystem.info(self.path(name))
+            return s3.info(name, details["size"], details["LastModified"], details["ETag"])
 
     def read(self, name: str) -> bytes:
         with translated(self, name):
@@ -169,8 +169,8 @@ class Storage:
                 left_out(full[len(self._root) + 1 :], why)
 
         with translated(self, prefix):
-            found = local.files(top, tell) if self.is_local else s3.files(self.filesystem, top)
-            for info in found:
+            infos = local.files(top, tell) if self.is_local else s3.files(self.filesystem, top)
+            for info in infos:
                 if "/." in info.path[len(top) :]:
                     tell(info.path, "hidden")
                 else:

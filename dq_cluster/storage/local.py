@@ -148,9 +148,9 @@ def files(
     """Every file below `folder`, in the order of paths; `above` are the folders that it was
     reached through, without links."""
     try:
-        with os.scandir(folder) as found:
+        with os.scandir(folder) as scan:
             # A folder sorts as its files will: by the name with the slash behind it.
-            entries = sorted(found, key=lambda e: f"{e.name}/" if _is_folder(e) else e.name)
+            entries = sorted(scan, key=lambda e: f"{e.name}/" if _is_folder(e) else e.name)
     except FileNotFoundError:
         return
     except PermissionError:

@@ -167,11 +167,11 @@ def _server() -> str:
 def _answer(error: BaseException) -> tuple[str, str]:
     """The code of the answer that s3fs made an OSError of, and what it said and who; or the name
     of a botocore error."""
-    for found in (error, error.__cause__):
-        if response := getattr(found, "response", None):
+    for each in (error, error.__cause__):
+        if response := getattr(each, "response", None):
             said = response.get("Error", {})
             return str(said.get("Code", "")), f"{_server()} ({said.get('Message', 'no reason')})"
-        for kind in type(found).__mro__:
+        for kind in type(each).__mro__:
             if kind.__module__ == "botocore.exceptions" and kind.__name__ in _REFUSED | _FAILED:
                 return kind.__name__, ""
     return "", ""

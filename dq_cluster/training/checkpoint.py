@@ -84,8 +84,8 @@ def save_checkpoint(storage: Storage, checkpoint: Checkpoint) -> None:
 
 def checkpoint_epochs(storage: Storage) -> list[int]:
     """After how many epochs there is a complete checkpoint, ascending."""
-    found = (_CARD.fullmatch(info.path) for info in storage.list())
-    return sorted(int(each[1]) for each in found if each)
+    matches = (_CARD.fullmatch(info.path) for info in storage.list())
+    return sorted(int(each[1]) for each in matches if each)
 
 
 def read_history(storage: Storage, epoch: int) -> list[dict[str, Any]]:

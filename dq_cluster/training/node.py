@@ -32,7 +32,7 @@ def node_folder(job: str) -> Iterator[Path]:
     copies = Path(tempfile.gettempdir()) / f"dq-cluster-{os.getuid()}"
     copies.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = copies / hashlib.sha256(job.encode()).hexdigest()[:32]
-    # Shared among the workers of the job; the system lets go of it whatever ends them.
+    # Shared among the workers of the job; the kernel frees it however they end.
     with open(_lock_of(folder), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -52,7 +52,7 @@ def _remove_unused(folder: Path) -> None:
 
 
 def _lock_of(folder: Path) -> Path:
-    # Beside the folder and never removed: whoever holds it holds the one that all others ask for.
+    # Beside the folder and never removed, so that all workers lock the same file.
     return folder.with_suffix(".in-use")
 
 
@@ -63,7 +63,7 @@ Part = tuple[slice | np.ndarray, np.ndarray]
 def mapped(
     path: Path, shape: tuple[int, ...], dtype: str, parts: Callable[[], Iterable[Part]]
 ) -> np.ndarray:
-    """The matrix at `path`, read-only; whoever asks first fills it with `parts()`.
+    """The matrix at `path`, read-only; the first caller fills it with `parts()`.
 
     Others on the node wait meanwhile. A process killed half-way leaves no `path`. Raises
     StorageError where the disk has no room for it.

@@ -37,7 +37,7 @@ def all_reduce(tensor: Tensor) -> Tensor:
 
 
 def agree(network: DeepQuan) -> None:
-    """Give every worker the first one's network, to the bit, whatever their machines round."""
+    """Give every worker the first one's network, bit by bit: machines may round differently."""
     if world_size() > 1:
         for tensor in network.state_dict().values():
             dist.broadcast(tensor, 0)

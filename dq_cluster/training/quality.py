@@ -50,8 +50,10 @@ def measure(network: DeepQuan, rows: TrainingRows) -> dict[str, float]:
         labels = rows.features.labels(0, rows.features.rows)
         held_out, kept = labels[rows.split.validation()], labels[rows.split.training()]
         if labelled(held_out).any():
-            for name, found in (("map_at_1000", coded), ("exact_map_at_1000", exact)):
-                measured[name] = mean_average_precision(found, held_out, kept, found.shape[1])
+            for name, neighbours in (("map_at_1000", coded), ("exact_map_at_1000", exact)):
+                measured[name] = mean_average_precision(
+                    neighbours, held_out, kept, neighbours.shape[1]
+                )
     return measured
 
 

@@ -152,10 +152,10 @@ def _training_rows(settings: TrainSettings) -> TrainingRows:
 
 
 def _newest(checkpoints: Storage) -> Checkpoint:
-    found = latest_checkpoint(checkpoints)
-    if found is None:
+    checkpoint = latest_checkpoint(checkpoints)
+    if checkpoint is None:
         raise DqError(f"{checkpoints.uri} lost its checkpoints while the run was using them")
-    return found
+    return checkpoint
 
 
 @contextlib.contextmanager

@@ -33,8 +33,8 @@ def results(refs: list[ray.ObjectRef]) -> Iterator[Any]:
 
 def _done(refs: deque[ray.ObjectRef]) -> int:
     everything = list(refs)
-    found, _ = ray.wait(everything, num_returns=len(everything), timeout=0, fetch_local=False)
-    return len(found)
+    done, _ = ray.wait(everything, num_returns=len(everything), timeout=0, fetch_local=False)
+    return len(done)
 
 
 def finish(refs: list[ray.ObjectRef]) -> None:

@@ -62,8 +62,8 @@ def _failure(settings: TrainSettings, error: TrainingFailedError, kept: str) -> 
     if isinstance(error, WorkerGroupError):
         causes = list(error.worker_failures.values()) or causes
     for cause in causes:
-        if found := ours(cause):
-            return found
+        if ours_error := ours(cause):
+            return ours_error
     stack = f"; its stack is {keep_stack(error)}" if "Traceback" in str(causes[0]) else ""
     return DqError(
         f"training '{settings.name}' gave up after {settings.max_failures} restarts: "
@@ -87,15 +87,15 @@ def _worker_resources(settings: TrainSettings) -> dict[str, float]:
 def _trainer(settings: TrainSettings, job: TrainJob) -> TorchTrainer:
     # Ray's default of two seconds makes a small job wait longer for its end than it trains.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    fewest, most = settings.worker_range
+    smallest, largest = settings.worker_range
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         datasets={FEATURES: stream(job.rows)},
-        # Whoever fills a node's copy streams all rows.
+        # The worker that fills a node's copy streams all rows.
         dataset_config=DataConfig(datasets_to_split=[]),
         scaling_config=ScalingConfig(
-            num_workers=fewest if fewest == most else (fewest, most),
+            num_workers=smallest if smallest == largest else (smallest, largest),
             use_gpu=settings.use_gpu,
             resources_per_worker=_worker_resources(settings),
         ),
@@ -141,13 +141,13 @@ def _progress(checkpoints: Storage, done: int, epochs: int) -> Iterator[None]:
 
 
 def _log_epochs(history: list[dict[str, Any]], seen: int, epochs: int) -> None:
-    for epoch, found in enumerate(history[seen:], seen + 1):
-        values = found["terms"] | {name: found[name] for name in ("perplexity", "variance")}
+    for epoch, record in enumerate(history[seen:], seen + 1):
+        values = record["terms"] | {name: record[name] for name in ("perplexity", "variance")}
         logger.info(
             "epoch %d/%d, %.0f samples/s, %.0f s left",
             epoch,
             epochs,
-            found["samples_per_s"],
-            (epochs - epoch) * found["seconds"],
+            record["samples_per_s"],
+            (epochs - epoch) * record["seconds"],
             extra={name: f"{value:.4g}" for name, value in values.items()},
         )

@@ -181,7 +181,7 @@ def test_queries_that_wait_share_a_batch() -> None:
             await asyncio.sleep(0.01)
             return vectors * 2
 
-        batcher: Batcher[str, np.ndarray] = Batcher(work, most=lambda _: 8)
+        batcher: Batcher[str, np.ndarray] = Batcher(work, limit=lambda _: 8)
         return await asyncio.gather(
             *(batcher.run("same", np.full((2, 1), n)) for n in range(10)),
             batcher.run("other", np.ones((1, 1))),
@@ -202,7 +202,7 @@ def test_callers_who_ask_again_at_once_stay_in_one_batch() -> None:
             sizes.append(len(vectors))
             await asyncio.sleep(0.001)
 
-        batcher: Batcher[str, None] = Batcher(work, most=lambda _: 64)
+        batcher: Batcher[str, None] = Batcher(work, limit=lambda _: 64)
 
         async def client(number: int) -> None:
             for _ in range(6):
@@ -223,7 +223,7 @@ def test_what_one_kind_of_query_expects_slows_no_other(monkeypatch: pytest.Monke
         async def work(key: int, vectors: np.ndarray) -> None:
             await asyncio.sleep(0)
 
-        batcher: Batcher[int, None] = Batcher(work, most=lambda _: 64)
+        batcher: Batcher[int, None] = Batcher(work, limit=lambda _: 64)
         for kind in range(200):
             await asyncio.gather(*(batcher.run(kind, np.ones((1, 1))) for _ in range(16)))
             await asyncio.wait_for(batcher.run(-1, np.ones((1, 1))), 10)
@@ -241,7 +241,7 @@ def test_batches_that_hang_hold_nobody_up() -> None:
             if vectors[0, 0] == 0:
                 await hanging.wait()
 
-        batcher: Batcher[str, None] = Batcher(work, most=lambda _: 1)
+        batcher: Batcher[str, None] = Batcher(work, limit=lambda _: 1)
         stuck = [asyncio.ensure_future(batcher.run("key", np.zeros((1, 1)))) for _ in range(2)]
         await asyncio.wait_for(batcher.run("key", np.ones((1, 1))), 10)
         assert not any(task.done() for task in stuck)
@@ -256,7 +256,7 @@ def test_an_error_reaches_every_caller_of_its_batch() -> None:
         async def work(key: str, vectors: np.ndarray) -> None:
             raise ValueError("no")
 
-        batcher: Batcher[str, None] = Batcher(work, most=lambda _: 8)
+        batcher: Batcher[str, None] = Batcher(work, limit=lambda _: 8)
         callers = [batcher.run("key", np.ones((1, 1))) for _ in range(3)]
         return await asyncio.gather(*callers, return_exceptions=True)
 

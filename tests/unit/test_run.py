@@ -102,7 +102,7 @@ class TestRequest:
         assert differences(one, one) == []
         found = differences(one, other)
         assert bool(found) == (_without_nulls(one) != _without_nulls(other))
-        assert [(d.key, d.asked, d.stored) for d in found] == [
+        assert [(d.key, d.requested, d.stored) for d in found] == [
             tuple(d) for d in differences(other, one)
         ]
 

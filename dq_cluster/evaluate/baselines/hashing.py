@@ -56,10 +56,10 @@ def anchor_graph_hashing(
     bandwidth = max(float(np.mean(affinities(train)[0][:, -1])), 1e-9)
 
     def to_anchors(block: np.ndarray) -> np.ndarray:
-        distances, found = affinities(block)
+        distances, anchors_near = affinities(block)
         kernel = np.exp(-distances / bandwidth)
         dense = np.zeros((len(block), anchors), np.float64)
-        np.put_along_axis(dense, found, kernel / kernel.sum(1, keepdims=True), 1)
+        np.put_along_axis(dense, anchors_near, kernel / kernel.sum(1, keepdims=True), 1)
         return dense
 
     z = to_anchors(train)

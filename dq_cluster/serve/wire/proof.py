@@ -25,9 +25,9 @@ def router_proof(secret: bytes, of_replica: bytes, of_router: bytes) -> bytes:
 
 def check_router(secret: bytes, of_replica: bytes, proof: bytes) -> bytes | None:
     """The nonce of a router that knows the secret; None for any other."""
-    of_router, found = proof[:NONCE_BYTES], proof[NONCE_BYTES:]
+    of_router, given = proof[:NONCE_BYTES], proof[NONCE_BYTES:]
     expected = _hash(secret, b"router", of_replica, of_router)
-    return of_router if hmac.compare_digest(found, expected) else None
+    return of_router if hmac.compare_digest(given, expected) else None
 
 
 def replica_proof(secret: bytes, of_replica: bytes, of_router: bytes) -> bytes:

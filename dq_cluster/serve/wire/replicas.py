@@ -97,11 +97,11 @@ class ShardLinks:
         """Connect to new replicas, forget those that are gone. Whether to look again soon."""
         self._links = {place: link for place, link in self._links.items() if link.alive}
         try:
-            found = await self._places.addresses()
+            places = await self._places.addresses()
         except Exception as error:
             logger.warning("cannot ask where the replicas are", extra={"why": repr(error)})
             return True
-        new = [place for place in found if place not in self._links]
+        new = [place for place in places if place not in self._links]
         made = await asyncio.gather(*map(self._connect, new))
         return not self._links or not all(made)
 

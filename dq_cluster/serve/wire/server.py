@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 # A body in, the body of the answer out.
 Handlers = Mapping[Kind, Callable[[Body], Awaitable[bytes]]]
 _AT_ONCE = 64  # requests of one connection; the next are read when some are answered
-_PROOF_S = 10.0  # how long a stranger may take to show that it knows the secret
+_PROOF_S = 10.0  # how long a new connection may take to show that it knows the secret
 
 
 class ShardServer:
@@ -108,14 +108,14 @@ class _Connection(asyncio.Protocol):
         self._transport.close()
 
     def _meet(self, frame: Frame) -> None:
-        known = None
+        of_router = None
         if frame.kind is Kind.PROOF and len(frame.body) == proof.PROOF_BYTES:
-            known = proof.check_router(self._server.secret, self._nonce, bytes(frame.body))
-        if known is None:
+            of_router = proof.check_router(self._server.secret, self._nonce, bytes(frame.body))
+        if of_router is None:
             raise WireError("it does not know the secret")
         self._hurry.cancel()
         self._known, self._frames.limit = True, MAX_BYTES
-        welcome = proof.replica_proof(self._server.secret, self._nonce, known)
+        welcome = proof.replica_proof(self._server.secret, self._nonce, of_router)
         self._send(Kind.WELCOME, 0, welcome)
 
     def _start(self, frame: Frame) -> None:

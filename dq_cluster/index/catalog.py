@@ -6,8 +6,8 @@
                             stays when its version is dropped, so that no number comes twice
 
 Garbage collection may drop a version at any moment. A writer that builds on one or points CURRENT
-at it therefore looks afterwards whether it is still there; garbage collection looks at CURRENT and at
-the other versions after it dropped one. So at least one of them sees the other.
+at it looks afterwards whether it is still there; garbage collection looks at CURRENT and at the
+other versions after it dropped one. So at least one of them sees the other.
 """
 
 import contextlib

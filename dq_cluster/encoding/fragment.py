@@ -5,29 +5,30 @@ tasks of a fragment, encodes the chunks they stream to it, writes the files, and
 failure leaves nothing that counts, so a fragment can always be encoded again.
 """
 
-import logging
 import threading
 import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dq_cluster.encoding.load import Chunk, Expectation, load
 from dq_cluster.encoding.outputs import Encoder, Output
 from dq_cluster.encoding.packing import divide
 from dq_cluster.encoding.plan import Plan, PlanReader
-from dq_cluster.errors import DqError, StorageError
+from dq_cluster.errors import DqError
+from dq_cluster.fragments.attempts import persistently
 from dq_cluster.fragments.ledger import Ledger, Receipt
+from dq_cluster.fragments.progress import Work
 from dq_cluster.fragments.retry import Failures
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason
@@ -39,8 +40,6 @@ from dq_cluster.index.ids import concat_rows
 from dq_cluster.index.manifest import FileEntry
 from dq_cluster.observe.log import configure_logging
 from dq_cluster.storage import Storage
-
-log = logging.getLogger(__name__)
 
 # Chunks that a loading task may be ahead of the encoder.
 _AHEAD = 2
@@ -75,6 +74,14 @@ class _Gathered:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     skipped: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def work(self) -> Work:
+        return Work(
+            rows=sum(table.num_rows for tables in self.rows.values() for table in tables),
+            rejected=sum(table.num_rows for table in self.rejects),
+            seconds=dict(self.seconds),
+        )
+
 
 class FragmentEncoder:
     """Encodes fragments by number and returns their receipts, as JSON.
@@ -101,38 +108,19 @@ class FragmentEncoder:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for fragment in batch["fragment"]:
-            receipt = self._persistently(int(fragment))
+            receipt = persistently(
+                int(fragment), partial(self._encode, int(fragment)), self._reports
+            )
             yield {"receipt": [receipt.model_dump_json()]}
 
-    def _persistently(self, fragment: int) -> Receipt:
-        """Encode through failures of storage and the loss of loading tasks."""
-        failures = Failures()
-        while True:
-            try:
-                return self._encode(fragment, failures.apart)
-            except RayTaskError:
-                raise  # a bug, and it will still be there
-            except (StorageError, RayError, MemoryError) as error:
-                failures = failures.and_another(loss=not isinstance(error, StorageError))
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            if failures.pause_s is None:
-                raise DqError(
-                    f"fragment {fragment} failed {failures.count} times, the last time with "
-                    f"{reason}; when the cause is gone, the same command continues"
-                )
-            log.warning("fragment %d failed, trying again: %s", fragment, reason)
-            if self._reports is not None:
-                self._reports.failed.remote(fragment, reason)
-            time.sleep(failures.pause_s)
-
-    def _encode(self, fragment: int, apart: bool) -> Receipt:
+    def _encode(self, fragment: int, failures: Failures) -> Receipt:
         if self._ledger.contains(fragment):
             return self._ledger.read(fragment)
         with self._lock:
             units, expected = self._plan.fragment(fragment), self._encoder.expects
         gathered = _Gathered()
         lanes = divide(units, self._job.decoders)
-        for lane, chunk in _stream(self._job, lanes, expected, apart):
+        for lane, chunk in _stream(self._job, lanes, expected, failures.apart):
             gathered.seconds["load"] += chunk.seconds
             gathered.skipped.update(chunk.skipped)
             if chunk.rows.num_rows:
@@ -144,6 +132,8 @@ class FragmentEncoder:
                 gathered.arrays[lane].append(arrays)
             if chunk.rejects.num_rows:
                 gathered.rejects.append(chunk.rejects)
+            if self._reports is not None:
+                self._reports.working.remote(fragment, gathered.work)
         return self._commit(fragment, gathered)
 
     def _commit(self, fragment: int, gathered: _Gathered) -> Receipt:

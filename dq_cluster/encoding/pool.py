@@ -33,9 +33,18 @@ def run_fragments(
     """
     expose(name.partition(" ")[0])
     fragments = job.plan.fragments
-    done = set(Ledger(job.storage, job.run).done())
-    todo = [number for number in range(fragments) if number not in done]
-    with RunProgress(name, fragments, fragments - len(todo), MEASURED) as progress:
+    ledger = Ledger(job.storage, job.run)
+    receipts = {receipt.fragment: receipt.rows + receipt.rejected for receipt in ledger.receipts()}
+    todo = [number for number in range(fragments) if number not in receipts]
+    with RunProgress(
+        name,
+        fragments,
+        fragments - len(todo),
+        MEASURED,
+        rows=job.plan.rows,
+        done_rows=sum(receipts.values()),
+        lanes=_lanes(pool),
+    ) as progress:
         if todo:
             # Ray keeps the encoders of a run that failed as long as its error is remembered.
             gc.collect()
@@ -44,8 +53,7 @@ def run_fragments(
             rows = job.plan.rows
             limit = allowed_rejects(max_reject_fraction, rows) if rows else None
             workers = Workers(FragmentEncoder, (job,), need, _FRAGMENTS_AT_ONCE)
-            for receipt in receipts_of(todo, workers):
-                progress.add(receipt)
+            for _ in receipts_of(todo, workers, progress):
                 if limit is not None and progress.rejected > limit:
                     raise QualityGateError(
                         f"{progress.rejected:,} of {rows:,} inputs are rejects, at most {limit:,} "
@@ -60,18 +68,22 @@ def needs(pool: PoolSettings) -> list[Need]:
     return [Need("encoders", pool.encoders, {"CPU": pool.cpus, "GPU": pool.gpus})]
 
 
-def _summary(progress: RunProgress, pool: PoolSettings) -> dict[str, Any]:
-    """Rows per second: end to end, and of each stage in the time that it worked itself."""
-    total = progress.rows + progress.rejected
+def _lanes(pool: PoolSettings) -> dict[str, int]:
+    """How many of the pool work at each stage at once."""
     fragments_at_once = pool.encoders * _FRAGMENTS_AT_ONCE
-    workers = {
+    return {
         "load": fragments_at_once * pool.decoders,
         "encode": pool.encoders,
         "write": fragments_at_once,
     }
+
+
+def _summary(progress: RunProgress, pool: PoolSettings) -> dict[str, Any]:
+    """Rows per second: end to end, and of each stage in the time that it worked itself."""
+    total = progress.rows + progress.rejected
     rates = {
         f"{stage}_rows_per_second": total * count / progress.stages[stage]
-        for stage, count in workers.items()
+        for stage, count in _lanes(pool).items()
         if progress.stages[stage]
     }
     return {

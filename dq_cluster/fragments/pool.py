@@ -15,6 +15,7 @@ from dq_cluster.cluster import quiet_data_context
 from dq_cluster.cluster.failures import plain_errors
 from dq_cluster.cluster.room import Need, patience_of
 from dq_cluster.fragments.ledger import Receipt
+from dq_cluster.fragments.progress import RunProgress
 from dq_cluster.fragments.reports import spoken
 
 # Time that actors need to start on a slow machine.
@@ -37,12 +38,15 @@ class Workers(NamedTuple):
     at_once: int = 1
 
 
-def receipts_of(todo: Sequence[int], workers: Workers) -> Iterator[Receipt]:
-    """Have the fragments `todo` worked on; yields each receipt when it is committed."""
+def receipts_of(todo: Sequence[int], workers: Workers, progress: RunProgress) -> Iterator[Receipt]:
+    """Have the fragments `todo` worked on; yields each receipt when it is committed.
+
+    progress: where receipts, and the work in between, are counted.
+    """
     context = quiet_data_context()  # RunProgress shows what a user needs
     # Another driver may take the room that was there a moment ago.
     context.wait_for_min_actors_s = round(patience_of(os.environ).taken + _START_S)
-    with DataContext.current(context), spoken([workers.need]) as reports:
+    with DataContext.current(context), spoken([workers.need], progress.working) as reports:
         numbers = ray.data.from_items(
             [{"fragment": number} for number in todo],
             override_num_blocks=min(len(todo), _MAX_BLOCKS),
@@ -63,4 +67,6 @@ def receipts_of(todo: Sequence[int], workers: Workers) -> Iterator[Receipt]:
         )
         with plain_errors():
             for row in receipts.iter_rows():
-                yield Receipt.model_validate_json(row["receipt"])
+                receipt = Receipt.model_validate_json(row["receipt"])
+                progress.add(receipt)
+                yield receipt

@@ -1,11 +1,10 @@
 """One fragment of queries, from their codes to its entry in the ledger."""
 
-import logging
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import faiss
@@ -13,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 from ray.actor import ActorHandle
 
-from dq_cluster.errors import DqError, StorageError
+from dq_cluster.fragments.attempts import persistently
 from dq_cluster.fragments.ledger import Ledger, Receipt
+from dq_cluster.fragments.progress import Work
 from dq_cluster.fragments.retry import Failures
 from dq_cluster.images.features import FeatureSet, open_features
 from dq_cluster.index.catalog import Index
@@ -27,8 +27,6 @@ from dq_cluster.observe.log import configure_logging
 from dq_cluster.search.merge import rerank
 from dq_cluster.search.shard import LoadedShard, load_whole
 from dq_cluster.storage import Storage
-
-log = logging.getLogger(__name__)
 
 _TOGETHER = 1024  # queries that are searched at once
 
@@ -70,28 +68,10 @@ class NeighbourFinder:
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         faiss.omp_set_num_threads(self._job.settings.pool.cpus)  # of the thread that calls
         for fragment in batch["fragment"]:
-            receipt = self._persistently(int(fragment))
+            receipt = persistently(int(fragment), partial(self._find, int(fragment)), self._reports)
             yield {"receipt": [receipt.model_dump_json()]}
 
-    def _persistently(self, fragment: int) -> Receipt:
-        failures = Failures()
-        while True:
-            try:
-                return self._find(fragment)
-            except (StorageError, MemoryError) as error:
-                failures = failures.and_another(loss=False)
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            if failures.pause_s is None:
-                raise DqError(
-                    f"fragment {fragment} failed {failures.count} times, the last time with "
-                    f"{reason}; when the cause is gone, the same command continues"
-                )
-            log.warning("fragment %d failed, trying again: %s", fragment, reason)
-            if self._reports is not None:
-                self._reports.failed.remote(fragment, reason)
-            time.sleep(failures.pause_s)
-
-    def _find(self, fragment: int) -> Receipt:
+    def _find(self, fragment: int, failures: Failures) -> Receipt:
         if self._ledger.contains(fragment):
             return self._ledger.read(fragment)
         started = time.perf_counter()
@@ -99,8 +79,14 @@ class NeighbourFinder:
         rows = np.arange(fragment * size, min((fragment + 1) * size, self._job.queries))
         if self._job.settings.features is None:
             rows = self._shard.living(rows)
-        starts = range(0, max(len(rows), 1), _TOGETHER)
-        table = pa.concat_tables([self._table(rows[start : start + _TOGETHER]) for start in starts])
+        tables = []
+        for start in range(0, max(len(rows), 1), _TOGETHER):
+            tables.append(self._table(rows[start : start + _TOGETHER]))
+            if self._reports is not None:
+                seconds = {"search": time.perf_counter() - started}
+                work = Work(min(start + _TOGETHER, len(rows)), 0, seconds)
+                self._reports.working.remote(fragment, work)
+        table = pa.concat_tables(tables)
         searched = time.perf_counter()
         path = f"part-{fragment:06d}-{uuid.uuid4().hex[:12]}.parquet"
         file = write_parquet(self._job.storage, path, table.combine_chunks(), stats=["id"])

@@ -94,14 +94,22 @@ def _find_all(job: FindJob, fragments: int) -> None:
     expose("neighbours")
     done = set(Ledger(job.storage, "").done())
     todo = [number for number in range(fragments) if number not in done]
-    with RunProgress("neighbours", fragments, fragments - len(todo), MEASURED) as progress:
+    rows = job.settings.fragment_rows
+    with RunProgress(
+        "neighbours",
+        fragments,
+        len(done),
+        MEASURED,
+        rows=job.queries,
+        done_rows=min(len(done) * rows, job.queries),
+    ) as progress:
         if not todo:
             return
         pool = job.settings.pool
         need = Need("finders of neighbours", pool.workers, {"CPU": pool.cpus})
         wait_for_room([need], "lower pool.workers or pool.cpus")
-        for receipt in receipts_of(todo, Workers(NeighbourFinder, (job,), need)):
-            progress.add(receipt)
+        for _ in receipts_of(todo, Workers(NeighbourFinder, (job,), need), progress):
+            pass
 
 
 def _version(storage: Storage, settings: NeighboursSettings) -> int | None:

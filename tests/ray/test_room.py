@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 
 import pytest
 import ray
@@ -9,6 +10,7 @@ import ray
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.cluster.room import WAIT, Need, Node, Patience, cluster_nodes, decide, wait_for_room
 from dq_cluster.errors import DqError, InputError
+from dq_cluster.fragments.progress import Work
 from dq_cluster.fragments.reports import spoken
 from dq_cluster.training.tasks import finish
 from tests.conftest import LOGICAL_CPUS
@@ -77,8 +79,14 @@ def test_a_report_reaches_the_log(
     ours: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dq_cluster.fragments.reports._EVERY_S", 600)  # only at the end
-    with spoken([Need("encoders", 2, {"CPU": LOGICAL_CPUS})]) as reports:
+    work: list[Mapping[int, Work]] = []
+    with spoken([Need("encoders", 2, {"CPU": LOGICAL_CPUS})], work.append) as reports:
         ray.get([reports.failed.remote(n, "StorageError: gone") for n in (3, 3, 1)])
+        ray.get(reports.working.remote(1, Work(5, 1, {"load": 0.5})))
+    assert {n: w for part in work for n, w in part.items()} == {
+        1: Work(5, 1, {"load": 0.5}),
+        3: Work(0, 0, {}),
+    }
     assert caplog.messages == [
         "3 failures of 2 fragments (1, 3), tried again; the last: StorageError: gone",
         "waiting: no room for 1 of 2 encoders, each 8 CPUs; the cluster has 1 node with 8 CPUs",

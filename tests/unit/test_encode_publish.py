@@ -10,7 +10,7 @@ from dq_cluster.encoding.pool import MEASURED
 from dq_cluster.encoding.publish import publish_run
 from dq_cluster.errors import IntegrityError, QualityGateError
 from dq_cluster.fragments.ledger import Ledger, Receipt
-from dq_cluster.fragments.progress import RunProgress
+from dq_cluster.fragments.progress import RunProgress, Work
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import FileEntry, Manifest
@@ -165,11 +165,32 @@ def test_a_version_that_lost_files_is_not_taken_for_the_run_as_it_is_now(index: 
 def test_progress_without_a_terminal_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with RunProgress("encode r", fragments=10, done=4, measured=MEASURED) as progress:
         progress.add(receipt_of("r", 4, rejected=1))
-        assert "5/10 fragments, 9 rows" in progress.figures()
+        assert progress.figures().startswith("10 rows, 5/10 fragments, ")
         assert "1 rejects" in progress.figures()
         assert progress.figures().endswith("left")
     printed = capsys.readouterr()
     assert printed.out == ""
     begun, ended = printed.err.splitlines()
     assert begun == "encode r: continuing: 4 of 10 fragments are done"
-    assert ended.startswith("encode r: 5/10 fragments")
+    assert ended.startswith("encode r: 10 rows, 5/10 fragments")
+
+
+def test_progress_counts_the_rows_of_fragments_in_hand(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dq_cluster.fragments.progress._LINE_EVERY", 0)
+    lanes = {"load": 4, "encode": 1}
+    with RunProgress(
+        "encode r", 10, 4, MEASURED, rows=1000, done_rows=400, lanes=lanes
+    ) as progress:
+        progress.working({4: Work(5, 2, {"load": 8.0, "encode": 1.0})})
+        progress.working({4: Work(7, 3, {"load": 9.0, "encode": 3.0}), 5: Work(1, 0, {})})
+        assert progress.figures().startswith("411/1,000 rows, 4/10 fragments, ")
+        assert progress.figures().endswith(" left, the slowest stage is encode")
+        progress.add(receipt_of("r", 4, rejected=1))
+        assert progress.figures().startswith("411/1,000 rows, 5/10 fragments, ")
+        progress.working({4: Work(9, 9, {})})  # a report that comes late
+        assert progress.figures().startswith("411/1,000 rows, 5/10 fragments, ")
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[1].startswith("encode r: 407/1,000 rows, 4/10 fragments, ")
+    assert len(shown) == 6

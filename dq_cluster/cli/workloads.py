@@ -12,6 +12,7 @@ import typer
 from dq_cluster.cli.config_commands import find_config
 from dq_cluster.cli.output import emit, results_only
 from dq_cluster.config import load_settings
+from dq_cluster.location import absolute
 
 Config = Annotated[
     Path | None,
@@ -30,8 +31,43 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 
 def register(app: typer.Typer) -> None:
     """Add the workloads to `app`."""
-    for command in (featurize, train, encode, evaluate, neighbours, duplicates, serve):
+    for command in (build, add, featurize, train, encode, evaluate, neighbours, duplicates, serve):
         app.command()(command)
+
+
+Pile = Annotated[
+    str, typer.Argument(help="Folder or s3:// prefix of pictures, Parquet files, or tars.")
+]
+IndexPlace = Annotated[
+    str, typer.Argument(metavar="INDEX", help="The index: a folder or s3:// prefix.")
+]
+
+
+def build(pile: Pile, index: IndexPlace, overrides: Overrides = None, json: Json = False) -> None:
+    """Make an index of a pile of images: features, training, codes, quality. Continues a build."""
+    from dq_cluster.build.config import BuildSettings
+    from dq_cluster.build.run import build
+
+    settings = load_settings(BuildSettings, None, _of_pile(pile, index, overrides or ()))
+    _run(lambda: build(settings), json)
+
+
+def add(pile: Pile, index: IndexPlace, overrides: Overrides = None, json: Json = False) -> None:
+    """Append to an index the images of a pile whose ids it does not have."""
+    from dq_cluster.build.config import AddSettings
+    from dq_cluster.build.run import add
+
+    settings = load_settings(AddSettings, None, _of_pile(pile, index, overrides or ()))
+    _run(lambda: add(settings), json)
+
+
+def _of_pile(pile: str, index: str, overrides: Sequence[str]) -> list[str]:
+    """Overrides that name pile and index, and the kind of the pile unless one is given."""
+    from dq_cluster.images.kinds import kind_of
+
+    given = any(text.startswith("source.kind=") for text in overrides)
+    kind = [] if given else [f"source.kind={kind_of(absolute(pile))}"]
+    return [f"source.uri={pile}", f"index={index}", *kind, *overrides]
 
 
 def featurize(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:

@@ -1,6 +1,6 @@
 """Settings of the encoding workloads."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dq_cluster.config import Location, Settings
 from dq_cluster.images.config import BackboneSettings, SourceSettings, ViewSettings
@@ -36,6 +36,8 @@ class FeaturizeSettings(Settings):
     file. max_reject_fraction: if the share of rejects exceeds it, the run fails. Default: 0.01; of
     fewer than 1,000 images ten may be rejects, but no more than one in four.
 
+    sample: features of about so many images, chosen at random by file or row group, instead of all.
+
     Some images also get the features of a second view (`views`); training makes better codes with
     some thousands of such pairs.
     """
@@ -46,6 +48,7 @@ class FeaturizeSettings(Settings):
     views: ViewSettings = ViewSettings()
     pool: PoolSettings = PoolSettings()
     fragment_rows: int = Field(default=8192, ge=1)
+    sample: int | None = Field(default=None, ge=1)
     max_reject_fraction: float | None = Field(default=None, ge=0, le=1)
 
 
@@ -55,7 +58,8 @@ class EncodeSettings(Settings):
     index: a folder or `s3://` prefix. model: of the index: `latest`, the name of its training, its
     digest, or a unique prefix of that. run: the name of the run; the same name continues it.
     Default: a digest of the settings, so the same command continues. append: add to the current
-    version instead of replacing it. fragment_rows: images per code file. max_reject_fraction: if
+    version instead of replacing it. only_new: append what has an id that the current version does
+    not have. fragment_rows: images per code file. max_reject_fraction: if
     the share of rejects exceeds it, the run publishes nothing. Default: 0.01; of fewer than 1,000
     images ten may be rejects, but no more than one in four.
     """
@@ -65,6 +69,13 @@ class EncodeSettings(Settings):
     source: SourceSettings
     run: str | None = Field(default=None, pattern=RUN_NAME)
     append: bool = False
+    only_new: bool = False
     pool: PoolSettings = PoolSettings()
     fragment_rows: int = Field(default=FRAGMENT_ROWS, ge=1)
     max_reject_fraction: float | None = Field(default=None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _only_appends(self) -> "EncodeSettings":
+        if self.only_new and not self.append:
+            raise ValueError("only_new adds to the current version: it needs append=true")
+        return self

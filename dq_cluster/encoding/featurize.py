@@ -13,6 +13,7 @@ from dq_cluster.encoding.pool import run_fragments
 from dq_cluster.encoding.publish import check_complete
 from dq_cluster.encoding.request import FeaturizeRequest
 from dq_cluster.encoding.resume import check_request, check_source, resume
+from dq_cluster.encoding.sampling import sample_units
 from dq_cluster.errors import ConfigError
 from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.sources import source_schema
@@ -38,6 +39,7 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
         backbone=settings.backbone,
         views=settings.views,
         fragment_rows=settings.fragment_rows,
+        sample=settings.sample,
     )
     advice = (
         "to featurize everything that is there now, give another output; to add to these features, "
@@ -47,7 +49,9 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
     check_source(storage, _RUN, settings.source)
     with Run(storage.child(_RUN)).at_work(), ray_cluster():
         begun = find_plan(storage, _RUN)
-        difference = look_again(storage, begun, settings.source, advice) if begun else None
+        difference = None
+        if begun and settings.sample is None:
+            difference = look_again(storage, begun, settings.source, advice)
         plan = resume(
             storage,
             _RUN,
@@ -55,6 +59,9 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
             settings.source,
             fragment_rows=settings.fragment_rows,
             written=["", _REJECTS],
+            choose=lambda units, _: (
+                sample_units(units, settings.sample) if settings.sample else units
+            ),
         )
         job = EncodeJob(
             source=settings.source,

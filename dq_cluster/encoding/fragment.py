@@ -21,6 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dq_cluster.encoding.known import KnownIds
 from dq_cluster.encoding.load import Chunk, Expectation, load
 from dq_cluster.encoding.outputs import Encoder, Output
 from dq_cluster.encoding.packing import divide
@@ -49,7 +50,8 @@ _AHEAD = 2
 class EncodeJob:
     """All that an actor must know. Where the run keeps its plan, ledger, and rejects.
 
-    carried: the carried columns, with the types that they have in every file of the run.
+    carried: the carried columns, with the types that they have in every file of the run. known:
+    ids that are not encoded again.
     """
 
     source: SourceSettings
@@ -60,6 +62,7 @@ class EncodeJob:
     rejects: str
     plan: Plan
     decoders: int
+    known: KnownIds | None = None
 
 
 @dataclass
@@ -106,6 +109,11 @@ class FragmentEncoder:
     def _plan(self) -> PlanReader:
         return PlanReader(self._job.storage, self._job.plan)
 
+    @cached_property
+    def _known(self) -> "ray.ObjectRef[KnownIds] | None":
+        """Put once; the loading tasks of the node read the same copy."""
+        return None if self._job.known is None else ray.put(self._job.known)
+
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for fragment in batch["fragment"]:
             receipt = persistently(
@@ -120,7 +128,7 @@ class FragmentEncoder:
             units, expected = self._plan.fragment(fragment), self._encoder.expects
         gathered = _Gathered()
         lanes = divide(units, self._job.decoders)
-        for lane, chunk in _stream(self._job, lanes, expected, failures.apart):
+        for lane, chunk in self._stream(lanes, expected, failures.apart):
             gathered.seconds["load"] += chunk.seconds
             gathered.skipped.update(chunk.skipped)
             if chunk.rows.num_rows:
@@ -135,6 +143,42 @@ class FragmentEncoder:
             if self._reports is not None:
                 self._reports.working.remote(fragment, gathered.work)
         return self._commit(fragment, gathered)
+
+    def _stream(
+        self, lanes: list[list[Unit]], expected: Expectation, apart: bool
+    ) -> Iterator[tuple[int, Chunk]]:
+        """Chunks of all lanes as they come, with the number of their lane."""
+        # Beside their encoder, on CPUs that it claimed for them: loading tasks that had to find
+        # CPUs of their own could wait for ever behind the encoders of other drivers.
+        here = ray.get_runtime_context().get_node_id()
+        remote = ray.remote(load).options(
+            num_cpus=0,
+            max_retries=0,  # the fragment is tried again, and must know how often
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+            num_returns="streaming",
+            _generator_backpressure_num_objects=_AHEAD,
+        )
+        open_lanes = {
+            remote.remote(self._job.source, lane, expected, self._known, apart=apart): n
+            for n, lane in enumerate(lanes)
+        }
+        try:
+            while open_lanes:
+                (ready, *_), _ = ray.wait(list(open_lanes), num_returns=1)
+                try:
+                    chunk = ray.get(next(ready))
+                except StopIteration:
+                    del open_lanes[ready]
+                    continue
+                except RayTaskError as error:
+                    # The cause is one of ours, or a bug; either says more than Ray's wrapping.
+                    if isinstance(error.cause, DqError | MemoryError):
+                        raise error.cause from None
+                    raise
+                yield open_lanes[ready], chunk
+        finally:
+            for lane in open_lanes:
+                ray.cancel(lane)
 
     def _commit(self, fragment: int, gathered: _Gathered) -> Receipt:
         started = time.perf_counter()
@@ -180,42 +224,6 @@ class FragmentEncoder:
             return ()
         path = f"{self._job.rejects}/rejects-{fragment:06d}-{uuid.uuid4().hex[:12]}.parquet"
         return (write_parquet(self._job.storage, path, concat_rows(tables), stats=["reason"]),)
-
-
-def _stream(
-    job: EncodeJob, lanes: list[list[Unit]], expected: Expectation, apart: bool
-) -> Iterator[tuple[int, Chunk]]:
-    """Chunks of all lanes as they come, with the number of their lane."""
-    # Beside their encoder, on CPUs that it claimed for them: loading tasks that had to find CPUs
-    # of their own could wait for ever behind the encoders of other drivers.
-    here = ray.get_runtime_context().get_node_id()
-    remote = ray.remote(load).options(
-        num_cpus=0,
-        max_retries=0,  # the fragment is tried again, and must know how often
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
-        num_returns="streaming",
-        _generator_backpressure_num_objects=_AHEAD,
-    )
-    open_lanes = {
-        remote.remote(job.source, lane, expected, apart=apart): n for n, lane in enumerate(lanes)
-    }
-    try:
-        while open_lanes:
-            (ready, *_), _ = ray.wait(list(open_lanes), num_returns=1)
-            try:
-                chunk = ray.get(next(ready))
-            except StopIteration:
-                del open_lanes[ready]
-                continue
-            except RayTaskError as error:
-                # The cause is one of ours, or a bug; either says more than Ray's wrapping.
-                if isinstance(error.cause, DqError | MemoryError):
-                    raise error.cause from None
-                raise
-            yield open_lanes[ready], chunk
-    finally:
-        for lane in open_lanes:
-            ray.cancel(lane)
 
 
 def _count_reasons(rejects: list[pa.Table]) -> dict[str, int]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dq_cluster.encoding.known import KnownIds
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason, RejectError
 from dq_cluster.images.guard import ChildDecoder, Decode, watched
@@ -54,9 +55,16 @@ class Chunk:
 
 
 def load(
-    source: SourceSettings, units: Sequence[Unit], expected: Expectation, *, apart: bool = False
+    source: SourceSettings,
+    units: Sequence[Unit],
+    expected: Expectation,
+    known: KnownIds | None = None,
+    *,
+    apart: bool = False,
 ) -> Iterator[Chunk]:
     """Read and decode `units` in order; if `apart`, images are decoded in a child process.
+
+    known: rows with one of these ids are passed over.
 
     Raises StorageError where storage fails, InputError where a file changed since it was planned.
     Without `apart`, an image that crashes its decoder,
@@ -65,7 +73,10 @@ def load(
     limit = max(1, _CHUNK_BYTES // expected.row_bytes)
     with translated(Storage(source.uri), ""):
         opened = open_source(source)
-        for chunk in _chunks(source, opened.read(units, limit), expected, apart):
+        tables = opened.read(units, limit)
+        if known is not None:
+            tables = known.new_rows(tables, opened.skipped)
+        for chunk in _chunks(source, tables, expected, apart):
             yield replace(chunk, skipped=opened.skipped.take())
         if rest := opened.skipped.take():
             yield Chunk(_NO_ROWS, np.empty(0), _NO_ROWS, 0.0, rest)

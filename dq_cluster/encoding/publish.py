@@ -6,8 +6,9 @@ import pyarrow as pa
 
 from dq_cluster import __version__
 from dq_cluster.encoding.gate import check_rejects
+from dq_cluster.encoding.known import IN_THE_INDEX, NothingNewError
 from dq_cluster.encoding.plan import Plan
-from dq_cluster.errors import InputError, IntegrityError, NotFoundError
+from dq_cluster.errors import ConflictError, InputError, IntegrityError, NotFoundError
 from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import carried_schema, file_schema, open_code_file
@@ -39,14 +40,19 @@ def publish_run(
     append: bool,
     columns: tuple[str, ...],
     max_reject_fraction: float | None,
+    onto: int | None = None,
 ) -> Manifest:
     """Make the completed run the next version. Doing it twice gives one version.
 
-    Raises IntegrityError when the ledger or a file is not whole, QualityGateError for too many
-    rejects; then nothing is published.
+    onto: the only version that the run may be appended to. Raises IntegrityError when the ledger or
+    a file is not whole, QualityGateError for too many rejects, ConflictError when another version
+    than `onto` is current by now, and NothingNewError; then nothing is published.
     """
     receipts = list(Ledger(index.storage, run_folder(run)).receipts())
     check_complete(plan, receipts)
+    old = sum(receipt.skipped.get(IN_THE_INDEX, 0) for receipt in receipts)
+    if old and not any(receipt.rows + receipt.rejected for receipt in receipts):
+        raise NothingNewError(f"nothing is new: all {old:,} images are {IN_THE_INDEX}")
     check_rejects(receipts, max_reject_fraction)
     files = [file for receipt in receipts for file in receipt.files]
     rejects = [file for receipt in receipts for file in receipt.rejects]
@@ -85,6 +91,11 @@ def publish_run(
         for manifest in earlier:
             if manifest.parent == parent and _holds(manifest, new):
                 return manifest
+        if onto is not None and parent != onto:
+            raise ConflictError(
+                f"version {parent} became current while what is new to version {onto} was encoded; "
+                "the same command encodes what is new to it"
+            )
         placed = {"version": version, "parent": parent}
         if append and parent is not None:
             return appended(index.storage, index.manifest(parent), new).model_copy(update=placed)
@@ -170,7 +181,10 @@ def check_complete(plan: Plan, receipts: list[Receipt]) -> None:
             f"{len(set(numbers))} of {plan.fragments} fragments are committed; run the same "
             "command again"
         )
-    accounted = sum(receipt.rows + receipt.rejected for receipt in receipts)
+    accounted = sum(
+        receipt.rows + receipt.rejected + receipt.skipped.get(IN_THE_INDEX, 0)
+        for receipt in receipts
+    )
     if plan.rows is not None and accounted != plan.rows:
         raise IntegrityError(
             f"the plan has {plan.rows} rows but the receipts account for {accounted}; the input "

@@ -25,6 +25,7 @@ class FeaturizeRequest(Settings):
     backbone: BackboneSettings
     views: ViewSettings
     fragment_rows: int
+    sample: int | None = None
 
 
 class EncodeRequest(Settings):
@@ -34,6 +35,7 @@ class EncodeRequest(Settings):
     append: bool
     fragment_rows: int
     model: str
+    only_new: bool = False
 
     def names(self) -> list[str]:
         """Names for a run that was not given one: today's, and behind it those of older releases.
@@ -48,6 +50,8 @@ class EncodeRequest(Settings):
 
     def _digest(self, uri: str) -> str:
         values = self.model_dump(mode="json")
+        if not self.only_new:
+            del values["only_new"]
         changed = self.model_dump(mode="json", exclude_defaults=True)["source"]
         source = _named(values["source"], changed, _SOURCE) | {"uri": uri}
         source["limits"] = _named(source["limits"], changed.get("limits", {}), _LIMITS)

@@ -1,7 +1,7 @@
 """How a driver starts: a plan for its request, and a ledger whose files all exist."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dq_cluster.config import Settings
@@ -10,7 +10,9 @@ from dq_cluster.encoding.planned import planning, say_planned
 from dq_cluster.errors import IntegrityError, NotFoundError
 from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.config import SourceSettings
+from dq_cluster.images.skipped import Skipped
 from dq_cluster.images.sources import open_source
+from dq_cluster.images.units import Unit
 from dq_cluster.index.stored import stored_sizes
 from dq_cluster.run import Run
 from dq_cluster.storage import Storage
@@ -37,10 +39,12 @@ def resume(
     fragment_rows: int,
     written: Sequence[str],
     newest: int = 0,
+    choose: Callable[[Iterable[Unit], Skipped], Iterable[Unit]] = lambda units, skipped: units,
 ) -> Plan:
     """The plan of the run in `folder`, which lists the source once; its ledger is put right.
 
-    written: the folders that the run writes its files to. A fragment whose files are not all
+    written: the folders that the run writes its files to. choose: which units of the source to
+    plan, given the account of what is skipped. A fragment whose files are not all
     there is taken out of the ledger, to be encoded again. Raises ConfigError when the run is of
     another request, IntegrityError for a ledger without a plan.
     """
@@ -59,7 +63,7 @@ def resume(
         plan = make_plan(
             storage,
             folder,
-            planning(source.uri, opened.units()),
+            choose(planning(source.uri, opened.units()), opened.skipped),
             opened.skipped,
             fragment_rows=fragment_rows,
             newest=newest,

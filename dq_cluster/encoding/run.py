@@ -10,6 +10,7 @@ from dq_cluster.document import parse_record
 from dq_cluster.encoding.config import EncodeSettings
 from dq_cluster.encoding.coverage import Difference, look_again, summary
 from dq_cluster.encoding.fragment import EncodeJob
+from dq_cluster.encoding.known import known_ids
 from dq_cluster.encoding.outputs import CodeOutput
 from dq_cluster.encoding.plan import Plan, find_plan
 from dq_cluster.encoding.pool import run_fragments
@@ -40,8 +41,10 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
         append=settings.append,
         fragment_rows=settings.fragment_rows,
         model=card.digest,
+        only_new=settings.only_new,
     )
-    name = settings.run or _name(index, request)
+    parent = index.manifest() if settings.only_new else None
+    name = settings.run or _name(index, request, parent)
     folder, written = run_folder(name), data_folder(name)
     check_request(index.storage, folder, request)
     run = Run(index.storage.child(folder))
@@ -52,7 +55,10 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
     schema = _check(settings, card, index)
     check_source(index.storage, folder, settings.source)
     with run.at_work(), ray_cluster():
-        difference = _look_again(index, begun, settings.source)
+        difference = None
+        if parent is None:
+            difference = _look_again(index, begun, settings.source)
+        known = known_ids(index.storage, parent) if parent is not None else None
         plan = resume(
             index.storage,
             folder,
@@ -61,6 +67,11 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
             fragment_rows=settings.fragment_rows,
             written=[written],
             newest=max(index.versions(), default=0),
+            choose=lambda units, skipped: (
+                known.new_files(units, skipped)
+                if known is not None and settings.source.kind == "folder"
+                else units
+            ),
         )
         job = EncodeJob(
             source=settings.source,
@@ -79,6 +90,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
             rejects=written,
             plan=plan,
             decoders=settings.pool.decoders,
+            known=known,
         )
         figures = run_fragments(job, settings.pool, f"encode {name}", settings.max_reject_fraction)
         run.confirm()
@@ -90,13 +102,19 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
             append=settings.append,
             columns=settings.source.columns,
             max_reject_fraction=settings.max_reject_fraction,
+            onto=parent.version if parent is not None else None,
         )
     return _summary(index, manifest, name, plan, difference) | figures
 
 
-def _name(index: Index, request: EncodeRequest) -> str:
-    """The name of a run that was not given one: equal requests have equal names."""
+def _name(index: Index, request: EncodeRequest, parent: Manifest | None = None) -> str:
+    """The name of a run that was not given one: equal requests have equal names.
+
+    parent: the version that it adds what is new to; to another one, it is another run.
+    """
     names = request.names()
+    if parent is not None:
+        return f"{names[0]}-after-{parent.version}"
     begun = (name for name in names if any(index.storage.list(run_folder(name))))
     return next(begun, names[0])
 

@@ -19,7 +19,7 @@ from dq_cluster.images.skipped import NO_SUFFIX, Skipped, list_named
 from dq_cluster.images.units import Unit, as_planned
 from dq_cluster.storage import FileInfo, Storage
 
-_SUFFIXES = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst") + tuple(
+SUFFIXES = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst") + tuple(
     f".tar.{kind}" for kind in ("gz", "bz2", "xz", "zst", "zstd")
 )
 # What WebDataset's own tools pass over: `__meta__`, `__about__/x.txt`.
@@ -62,14 +62,14 @@ class WebDataset:
         self._settings, self._storage = settings, Storage(settings.uri)
         self.skipped = Skipped()
         self._name = ""
-        if settings.uri.lower().endswith(_SUFFIXES) and not os.path.isdir(self._storage.uri):
+        if settings.uri.lower().endswith(SUFFIXES) and not os.path.isdir(self._storage.uri):
             folder, _, self._name = self._storage.uri.rpartition("/")
             self._storage = Storage(folder or "/")
 
     def listing(self) -> Iterator[FileInfo]:
         if self._name:
             return iter([self._storage.info(self._name)])
-        return list_named(self._storage, _SUFFIXES, self.skipped)
+        return list_named(self._storage, SUFFIXES, self.skipped)
 
     def holds(self, info: FileInfo) -> bool:
         return True

@@ -85,7 +85,7 @@ def test_files_of_the_other_kinds() -> None:
     of_parquet, of_arrays, of_tars = kinds
     assert of_parquet == list(tables.SUFFIXES)
     assert of_arrays == [tables.ARRAY]
-    assert of_tars == list(tars._SUFFIXES)
+    assert of_tars == list(tars.SUFFIXES)
 
 
 REG, LINK = tarfile.REGTYPE, tarfile.LNKTYPE

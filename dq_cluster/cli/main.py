@@ -12,6 +12,7 @@ from dq_cluster.cli import config_commands, index_commands, search_commands, wor
 from dq_cluster.cli.failures import INTERRUPTED, explain
 from dq_cluster.cli.output import emit_error
 from dq_cluster.cli.signals import run_until_signal
+from dq_cluster.cluster.noise import quiet_environment
 from dq_cluster.errors import ConfigError, InputError
 from dq_cluster.location import absolute
 from dq_cluster.observe.log import configure_logging
@@ -68,6 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         _resolve_paths()
         configure_logging()
+        quiet_environment(os.environ)
         status = app(
             args=list(arguments) or ["--help"], prog_name="dq-cluster", standalone_mode=False
         )

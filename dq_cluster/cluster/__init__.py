@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 from dq_cluster.cluster.failures import plain_errors, reason_in
+from dq_cluster.cluster.noise import quiet_loggers, without_announcements
 from dq_cluster.cluster.surroundings import (
     bypass_proxies,
     check_joined,
@@ -48,7 +49,7 @@ def ray_cluster() -> Iterator[None]:
             yield
         return
     try:
-        with _own_signal_handlers():
+        with _own_signal_handlers(), without_announcements():
             _start_or_join()
         with plain_errors():
             yield
@@ -58,6 +59,8 @@ def ray_cluster() -> Iterator[None]:
 
 def _start_or_join() -> None:
     import ray
+
+    quiet_loggers()
 
     address = joined_address(os.environ)
     bypass_proxies()
@@ -128,5 +131,5 @@ def quiet_data_context() -> "DataContext":
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    quiet_loggers()
     return context

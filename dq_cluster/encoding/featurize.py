@@ -16,14 +16,13 @@ from dq_cluster.encoding.resume import check_request, check_source, resume
 from dq_cluster.encoding.sampling import sample_units
 from dq_cluster.errors import ConfigError
 from dq_cluster.fragments.ledger import Ledger
+from dq_cluster.images.names import RUN_FOLDER
 from dq_cluster.images.sources import source_schema
 from dq_cluster.index.stored import check_stored
 from dq_cluster.run import Run
 from dq_cluster.storage import Storage
 
-# Beside the feature files; readers of Parquet folders pass over names with a dot.
-_RUN = ".run"
-_REJECTS = f"{_RUN}/rejects"
+_REJECTS = f"{RUN_FOLDER}/rejects"
 
 
 def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
@@ -45,16 +44,16 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
         "to featurize everything that is there now, give another output; to add to these features, "
         f"put the new images in a source of their own and give output={storage.uri}/NAME"
     )
-    check_request(storage, _RUN, request)
-    check_source(storage, _RUN, settings.source)
-    with Run(storage.child(_RUN)).at_work(), ray_cluster():
-        begun = find_plan(storage, _RUN)
+    check_request(storage, RUN_FOLDER, request)
+    check_source(storage, RUN_FOLDER, settings.source)
+    with Run(storage.child(RUN_FOLDER)).at_work(), ray_cluster():
+        begun = find_plan(storage, RUN_FOLDER)
         difference = None
         if begun and settings.sample is None:
             difference = look_again(storage, begun, settings.source, advice)
         plan = resume(
             storage,
-            _RUN,
+            RUN_FOLDER,
             request,
             settings.source,
             fragment_rows=settings.fragment_rows,
@@ -75,13 +74,13 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
                 settings.pool.threads,
             ),
             storage=storage,
-            run=_RUN,
+            run=RUN_FOLDER,
             rejects=_REJECTS,
             plan=plan,
             decoders=settings.pool.decoders,
         )
         figures = run_fragments(job, settings.pool, "featurize", settings.max_reject_fraction)
-        receipts = list(Ledger(storage, _RUN).receipts())
+        receipts = list(Ledger(storage, RUN_FOLDER).receipts())
         check_complete(plan, receipts)
         check_rejects(receipts, settings.max_reject_fraction)
         files = [file for receipt in receipts for file in receipt.files]

@@ -41,6 +41,8 @@ SYSTEM_FOLDERS = {
     "lost+found",
 }
 CAMERA_RAW = "camera raw"
+# Where featurize keeps its account, beside its files; readers pass over names with a dot.
+RUN_FOLDER = ".run"
 # Of a suffix; longer ones are names with a dot in them.
 _SUFFIX_LENGTH = 16
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from dq_cluster.images.formats import INSTALL
-from dq_cluster.images.names import suffix_of
+from dq_cluster.images.names import RUN_FOLDER, suffix_of
 from dq_cluster.storage import FileInfo, Storage
 
 # Distinct kinds that are counted, and that are reported.
@@ -36,7 +36,8 @@ class Skipped:
 
     def add_listed(self, path: str, why: str) -> None:
         """What a listing leaves out itself; to be given to `Storage.list`."""
-        self.add(why)
+        if not path.startswith(f"{RUN_FOLDER}/"):
+            self.add(why)
 
     def take(self) -> dict[str, int]:
         """The kinds counted since the last call, most frequent first."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dq_cluster.cluster import in_thread
+from dq_cluster.cluster.noise import quiet_loggers
 from dq_cluster.cluster.room import wait_for_room
 from dq_cluster.cluster.surroundings import joined_address
 from dq_cluster.errors import DqError
@@ -75,6 +76,8 @@ def serving(settings: ServeSettings) -> Iterator[str]:
 def _deploy(settings: ServeSettings, port: int) -> None:
     """Start Serve and return when the application runs."""
     from ray import serve
+
+    quiet_loggers()
 
     from dq_cluster.serve.app import build
 

@@ -39,6 +39,7 @@ def _faiss(spec: Callable[[int, int], str]) -> Method:
         try:
             index = faiss.index_factory(dim, factory)
             _turn(index, seed)
+            _train_on_few(index)
             index.train(database[order])
         except RuntimeError as error:
             raise InputError(f"faiss cannot make {factory} of {dim} dimensions: {error}") from None
@@ -46,6 +47,17 @@ def _faiss(spec: Callable[[int, int], str]) -> Method:
         return index.search(queries, k)[1]
 
     return method
+
+
+def _train_on_few(index: faiss.Index) -> None:
+    """faiss warns, once for each k-means, of rows fewer than it likes: the comparison says how
+    many there are."""
+    if isinstance(index, faiss.IndexPreTransform):
+        index = index.index
+    index = faiss.downcast_index(index)
+    for name in ("pq", "rq"):
+        if hasattr(index, name):
+            getattr(index, name).cp.min_points_per_centroid = 1
 
 
 def _turn(index: faiss.Index, seed: int) -> None:

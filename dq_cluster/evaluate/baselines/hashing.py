@@ -147,6 +147,6 @@ def _principal_axes(train: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _kmeans(train: np.ndarray, k: int, seed: int) -> np.ndarray:
-    kmeans = faiss.Kmeans(train.shape[1], k, niter=15, seed=seed)
+    kmeans = faiss.Kmeans(train.shape[1], k, niter=15, seed=seed, min_points_per_centroid=1)
     kmeans.train(np.ascontiguousarray(train, np.float32))
     return kmeans.centroids

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # Ray schedules by declared CPUs. Decode, backbone, and writer actors each claim one and must
 # all be alive for a pipeline to move, so a two-core laptop declares more than it has; the
 # operating system shares the real cores.
-_LOCAL_CPUS = 8
+LOCAL_CPUS = 8
 
 
 @contextlib.contextmanager
@@ -73,7 +73,7 @@ def _start_or_join() -> None:
         if not address:
             ray.init(
                 address="local",
-                num_cpus=max(_LOCAL_CPUS, os.cpu_count() or 1),
+                num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="warning",

@@ -1,5 +1,6 @@
 """Encoding: a collection of images or features becomes the next version of an index."""
 
+import hashlib
 import sys
 from typing import Any
 
@@ -22,7 +23,7 @@ from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.backbone import PREPROCESSING
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.parquet import ParquetRows
-from dq_cluster.images.sources import numbers_rows, source_schema
+from dq_cluster.images.sources import numbers_rows, open_source, source_schema
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard, find_model
@@ -114,9 +115,20 @@ def _name(index: Index, request: EncodeRequest, parent: Manifest | None = None) 
     """
     names = request.names()
     if parent is not None:
-        return f"{names[0]}-after-{parent.version}"
+        name = f"{names[0]}-after-{parent.version}"
+        if request.source.kind == "folder":  # a file is an image; a new one waits for the next run
+            return name
+        return f"{name}-{_listing_digest(request.source)}"
     begun = (name for name in names if any(index.storage.list(run_folder(name))))
     return next(begun, names[0])
+
+
+def _listing_digest(source: SourceSettings) -> str:
+    """Of the paths, sizes, and stamps of a source's files, whose rows may change."""
+    digest = hashlib.sha256()
+    for info in open_source(source).listing():
+        digest.update(f"{info.path}\0{info.size}\0{info.stamp}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:12]
 
 
 def _look_again(index: Index, begun: Plan | None, source: SourceSettings) -> Difference | None:

@@ -1,5 +1,6 @@
 """What kind of source a place holds, told by its files."""
 
+import os
 from collections import Counter
 from itertools import islice
 
@@ -20,9 +21,11 @@ def kind_of(uri: str) -> SourceKind:
     storage = Storage(uri)
     if not storage.exists():
         raise NotFoundError(f"{uri} does not exist")
-    names = [info.path for info in islice(storage.list(), _LOOKED_AT)] or [uri]
+    if not os.path.isdir(uri) and (kind := _kind_of_file(uri.lower())) != "folder":
+        return kind
+    names = [info.path for info in islice(storage.list(), _LOOKED_AT)]
     kinds = Counter(_kind_of_file(name.lower()) for name in names)
-    if names == [uri] and kinds["folder"]:
+    if not names:
         raise InputError(f"{uri} holds no files; give a folder of pictures, tables, or tars")
     return max(("folder", "parquet", "webdataset"), key=lambda kind: kinds[kind])
 

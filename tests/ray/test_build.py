@@ -1,0 +1,124 @@
+"""A pile of images becomes an index, and what is new joins it, on real Ray."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from dq_cluster.build.config import AddSettings, BuildSettings
+from dq_cluster.build.run import add, build
+from dq_cluster.client import Client
+from dq_cluster.errors import InputError
+from dq_cluster.images.config import SourceSettings
+from dq_cluster.index.catalog import Index
+from dq_cluster.index.tombstones import live_ids
+from dq_cluster.model.config import ModelSettings
+from tests.encoding import tiny_backbone
+from tests.pictures import crops, encoded, photograph, write_folder, write_parquet, write_tar
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+IMAGES = crops(150)
+MODEL = ModelSettings(bits=32, dim=8, hidden=(16,), components=8, neighbours=5, epochs=1)
+
+
+def pictures(first: int, last: int) -> dict[str, bytes]:
+    """JPEG files, every tenth of them a PNG, in two folders."""
+    files = {f"{n % 2}/{n:03}.jpg": data for n, data in enumerate(IMAGES) if first <= n < last}
+    for n in range(first, last, 10):
+        del files[f"{n % 2}/{n:03}.jpg"]
+        files[f"{n % 2}/{n:03}.png"] = encoded(photograph().crop((n, n, n + 48, n + 48)), "PNG")
+    return files
+
+
+def settings_of(tmp_path: Path, source: SourceSettings, **others: object) -> BuildSettings:
+    values = {
+        "source": source,
+        "index": str(tmp_path / "index"),
+        "backbone": tiny_backbone(tmp_path),
+        "model": MODEL,
+    }
+    return BuildSettings.model_validate(values | others)
+
+
+def ids_of(uri: str) -> list[object]:
+    index = Index.at(uri)
+    found = [id for _, ids in live_ids(index.storage, index.manifest()) for id in ids.to_pylist()]
+    assert len(found) == len(set(found))
+    return sorted(found)
+
+
+def test_a_folder_and_what_is_new_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pile = write_folder(tmp_path / "pile", pictures(0, 120))
+    source = SourceSettings(kind="folder", uri=str(pile), columns=("label",))
+    settings = settings_of(tmp_path, source)
+    built = build(settings)
+    assert (built["version"], built["images"], built["rejected"]) == (1, 120, 0)
+    assert built["next"] == f"dq-cluster serve {settings.index}"
+    assert 0 < built["quality"]["recall_at_10"] <= 1
+    said = capsys.readouterr().err
+    assert "measured: decoding " in said
+    assert "120 images, 120 of them to train on: about 0:00:0" in said
+
+    with Client(settings.index) as client:
+        hits = client.search(image=pile / "1/011.jpg", k=20, include=["uri", "label"]).hits[0]
+    (hit,) = (hit for hit in hits if hit.id == "1/011.jpg")
+    assert hit.columns["label"] == "1"
+    assert str(hit.columns["uri"]).endswith("pile/1/011.jpg")
+
+    # The same command again changes nothing.
+    assert build(settings) == built
+
+    more = AddSettings(source=source, index=settings.index)
+    nothing = add(more)
+    assert (nothing["version"], nothing["new"]) == (1, 0)
+    write_folder(pile, pictures(120, 150))
+    added = add(more)
+    assert (added["version"], added["images"], added["new"]) == (2, 150, 30)
+    assert ids_of(settings.index) == sorted(pictures(0, 120) | pictures(120, 150))
+    assert add(more)["new"] == 0
+    with Client(settings.index) as client:
+        hits = client.search(image=pile / "1/131.jpg", k=20, include=["label"]).hits[0]
+    assert ("1/131.jpg", "1") in [(hit.id, hit.columns["label"]) for hit in hits]
+
+
+def test_a_pile_larger_than_the_sample(tmp_path: Path) -> None:
+    pile = write_folder(tmp_path / "pile", pictures(0, 150))
+    source = SourceSettings(kind="folder", uri=str(pile))
+    settings = settings_of(tmp_path, source, sample=100, nlist=2)
+    built = build(settings)
+    assert built["images"] == 150
+    features = Path(settings.index) / "features/build"
+    rows = sum(pq.read_metadata(f).num_rows for f in features.glob("part-*.parquet"))
+    assert rows == 100
+    assert ids_of(settings.index) == sorted(pictures(0, 150))
+    assert Index.at(settings.index).manifest().geometry.nlist == 2
+    assert build(settings) == built
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_new_rows_of_tables_and_tars(tmp_path: Path, kind: str) -> None:
+    def write(count: int) -> SourceSettings:
+        if kind == "webdataset":
+            members = {f"{n:03}.jpg": data for n, data in enumerate(IMAGES[:count])}
+            return SourceSettings(kind=kind, uri=str(write_tar(tmp_path / "a.tar", members)))
+        columns = {"id": list(range(count)), "image": list(IMAGES[:count])}
+        path = write_parquet(tmp_path / "a.parquet", columns, row_group_size=40)
+        return SourceSettings(kind="parquet", uri=str(path))
+
+    settings = settings_of(tmp_path, write(110))
+    assert build(settings)["images"] == 110
+    more = AddSettings(source=write(110), index=settings.index)
+    assert add(more)["new"] == 0
+    more = AddSettings(source=write(140), index=settings.index)
+    assert (added := add(more))["new"] == 30
+    assert (added["images"], added["rejected"]) == (140, 0)
+    assert len(ids_of(settings.index)) == 140
+
+
+def test_too_few_images(tmp_path: Path) -> None:
+    pile = write_folder(tmp_path / "pile", pictures(0, 20))
+    settings = settings_of(tmp_path, SourceSettings(kind="folder", uri=str(pile)))
+    with pytest.raises(InputError, match="holds 20 images; training needs 100 at least"):
+        build(settings)
+    assert not (tmp_path / "index/builds").exists()

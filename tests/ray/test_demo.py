@@ -76,6 +76,11 @@ def test_a_killed_demo_run_again_finishes(tmp_path: Path, kills: list[str]) -> N
     assert process.returncode == 0, log
     assert f"{kills[-1]}: done before" in log
 
+    # Nothing that went well looks like an error.
+    assert not re.search(
+        r"WARN|ERROR|Error|Traceback|\.cc:\d+|\[33m|failed|at least \d+ training", log
+    )
+
     found = json.loads(printed)
     (quality,) = found["quality"]
     assert quality["codes"] + quality["queries"] == IMAGES

@@ -45,8 +45,8 @@ IndexPlace = Annotated[
 
 def build(pile: Pile, index: IndexPlace, overrides: Overrides = None, json: Json = False) -> None:
     """Make an index of a pile of images: features, training, codes, quality. Continues a build."""
-    from dq_cluster.build.config import BuildSettings
-    from dq_cluster.build.run import build
+    from dq_cluster.building.config import BuildSettings
+    from dq_cluster.building.run import build
 
     settings = load_settings(BuildSettings, None, _of_pile(pile, index, overrides or ()))
     _run(lambda: build(settings), json)
@@ -54,8 +54,8 @@ def build(pile: Pile, index: IndexPlace, overrides: Overrides = None, json: Json
 
 def add(pile: Pile, index: IndexPlace, overrides: Overrides = None, json: Json = False) -> None:
     """Append to an index the images of a pile whose ids it does not have."""
-    from dq_cluster.build.config import AddSettings
-    from dq_cluster.build.run import add
+    from dq_cluster.building.config import AddSettings
+    from dq_cluster.building.run import add
 
     settings = load_settings(AddSettings, None, _of_pile(pile, index, overrides or ()))
     _run(lambda: add(settings), json)

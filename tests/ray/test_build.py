@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dq_cluster.build.config import AddSettings, BuildSettings
-from dq_cluster.build.run import add, build
+from dq_cluster.building.config import AddSettings, BuildSettings
+from dq_cluster.building.run import add, build
 from dq_cluster.client import Client
 from dq_cluster.errors import InputError
 from dq_cluster.images.config import SourceSettings

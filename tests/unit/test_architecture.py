@@ -41,7 +41,7 @@ ARROWS = {
     "encoding": GROUND | {"index", "model", "images", "observe", "cluster", "fragments"},
     "knn": GROUND | {"index", "search", "model", "images", "observe", "cluster", "fragments"},
     "serve": GROUND | {"index", "search", "model", "images", "observe", "cluster", "v1"},
-    "build": GROUND | {"index", "images", "model", "cluster", "encoding", "training"},
+    "building": GROUND | {"index", "images", "model", "cluster", "encoding", "training"},
     "evaluate": GROUND | {"index", "search", "model", "images"},
 }
 WITHOUT = {

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dq_cluster.build.choose import Stages, choose_cells, choose_pool, forecast, passes
-from dq_cluster.build.probe import measure_stages
+from dq_cluster.building.choose import Stages, choose_cells, choose_pool, forecast, passes
+from dq_cluster.building.probe import measure_stages
 from dq_cluster.encoding.config import EncodeSettings
 from dq_cluster.encoding.known import IN_THE_INDEX, KnownIds, NothingNewError, _keys, known_ids
 from dq_cluster.encoding.sampling import sample_units

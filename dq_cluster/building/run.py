@@ -225,10 +225,11 @@ def _say_forecast(
         code_bytes=settings.model.bits // 8 + settings.model.refine_bits // 8 + _ID_BYTES,
     )
     minutes, seconds = divmod(round(expected.seconds), 60)
+    trained = min(images, settings.sample)
+    cells = f", {nlist:,} cells" if nlist else ""
     print(
-        f"{images:,} images, {min(images, settings.sample):,} of them to train on"
-        f"{f', {nlist:,} cells' if nlist else ''}: about {minutes // 60}:{minutes % 60:02d}:"
-        f"{seconds:02d} to decode and look at them, and the training; {expected.disk / 1e6:,.0f} MB "
-        f"on {settings.index}",
+        f"{images:,} images, {trained:,} of them to train on{cells}: about "
+        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} to decode and look at them, and the "
+        f"training; {expected.disk / 1e6:,.0f} MB on {settings.index}",
         file=sys.stderr,
     )

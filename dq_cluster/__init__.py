@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dq_cluster.building.python import build_index
     from dq_cluster.client import AsyncClient, Client
     from dq_cluster.encoding.featurize import featurize
     from dq_cluster.encoding.run import encode
@@ -22,6 +23,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "Index",
+    "build_index",
     "duplicates",
     "encode",
     "evaluate_version",
@@ -34,6 +36,7 @@ _HOMES = {
     "AsyncClient": "dq_cluster.client",
     "Client": "dq_cluster.client",
     "Index": "dq_cluster.index.catalog",
+    "build_index": "dq_cluster.building.python",
     "duplicates": "dq_cluster.knn.duplicates",
     "encode": "dq_cluster.encoding.run",
     "evaluate_version": "dq_cluster.evaluate.version",

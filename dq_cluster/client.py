@@ -133,6 +133,10 @@ class AsyncClient:
             return await self._service.refresh(version, timeout_s)
         return await self._service.refresh(version)
 
+    async def picture(self, id: int | str) -> bytes:
+        """A small JPEG of an image of the index. Raises NotFoundError where none can be read."""
+        return await self._service.picture(id)
+
     async def close(self) -> None:
         await self._service.close()
 
@@ -183,6 +187,7 @@ class Client:
     info = _blocking(AsyncClient.info)
     versions = _blocking(AsyncClient.versions)
     refresh = _blocking(AsyncClient.refresh)
+    picture = _blocking(AsyncClient.picture)
 
     def close(self) -> None:
         if not self._loop.is_closed():

@@ -36,6 +36,7 @@ from dq_cluster.training.run import train
 
 _FEWEST_IMAGES = 100
 _FILES = 8
+_FEATURE_ROWS = 8192  # of a feature file
 _MOST_THREADS = 8  # of training: more gain little on so small a network
 _ID_BYTES = 40  # of an id and a uri, compressed, beside a code
 
@@ -74,6 +75,7 @@ def build(settings: BuildSettings) -> dict[str, Any]:
                 views=settings.views,
                 pool=pool,
                 sample=None if whole else request.sample,
+                fragment_rows=_fragment_rows(request.images, _FEATURE_ROWS),
                 max_reject_fraction=settings.max_reject_fraction,
             )
         )
@@ -97,7 +99,7 @@ def build(settings: BuildSettings) -> dict[str, Any]:
                 model=card.digest,
                 source=source,
                 pool=PoolSettings() if whole else pool,
-                fragment_rows=_fragment_rows(request.images),
+                fragment_rows=_fragment_rows(request.images, FRAGMENT_ROWS),
                 max_reject_fraction=settings.max_reject_fraction,
             )
         )
@@ -192,9 +194,9 @@ def _count(source: SourceSettings, units: Iterable[Unit]) -> int | None:
     return sum(rows)
 
 
-def _fragment_rows(images: int | None) -> int:
-    """Images of a code file: several files even of a small pile, so that shards share them."""
-    return min(FRAGMENT_ROWS, -(-images // _FILES)) if images is not None else FRAGMENT_ROWS
+def _fragment_rows(images: int | None, most: int) -> int:
+    """Images of a file: several files even of a small pile, so that workers and shards share it."""
+    return most if images is None else min(most, -(-images // _FILES))
 
 
 def _measured_pool(

@@ -55,6 +55,20 @@ def list_versions(index: Uri, json: Json = False) -> None:
 
 
 @app.command()
+def export(
+    index: Uri,
+    output: Annotated[str, typer.Argument(help="A folder or s3:// prefix for the files.")],
+    shards: Annotated[int, typer.Option(min=1, help="Files to divide the version into.")] = 1,
+    version: Version = None,
+    json: Json = False,
+) -> None:
+    """Write a version as faiss indexes, with the ids of their rows as Parquet."""
+    from dq_cluster.search.export import export_faiss
+
+    emit(export_faiss(_open(index), output, version=version, shards=shards), as_json=json)
+
+
+@app.command()
 def show(index: Uri, version: Version = None, json: Json = False) -> None:
     """Show one version: its model, codes, size, rejects, and measured quality."""
     from dq_cluster.index.models import read_card

@@ -2,7 +2,7 @@
 
 import base64
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,10 @@ from pydantic import (
 
 from dq_cluster.errors import DqError, InputError
 from dq_cluster.serve.config import MAX_K_FACTOR, Limits
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 Vector = list[FiniteFloat]
 
@@ -151,6 +155,29 @@ class SearchResponse(BaseModel):
     failed_shards: list[ShardFailure]
     shards: int
     ms: dict[str, float]
+
+    def to_arrow(self) -> "pa.Table":
+        """A row for each neighbour: `query` (its number), `rank` (from 1), `id`, `score`, and what
+        `include` named. Needs pyarrow (the extra `index`)."""
+        import pyarrow as pa
+
+        hits = [hit for query in self.hits for hit in query]
+        ids: list[Any] = [hit.id for hit in hits]
+        beyond = any(isinstance(id, int) and id >= 2**63 for id in ids)
+        places = [(n, rank) for n, query in enumerate(self.hits) for rank in range(len(query))]
+        table = {
+            "query": pa.array([n for n, _ in places], pa.int32()),
+            "rank": pa.array([rank + 1 for _, rank in places], pa.int32()),
+            "id": pa.array(ids, pa.uint64() if beyond else None),
+            "score": pa.array([hit.score for hit in hits], pa.float32()),
+        }
+        for name in dict.fromkeys(name for hit in hits for name in hit.columns):
+            table[name] = pa.array([hit.columns.get(name) for hit in hits])
+        return pa.table(table)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """As `to_arrow`. Needs pyarrow and pandas (the extra `index`)."""
+        return self.to_arrow().to_pandas()
 
 
 class IndexInfo(BaseModel):

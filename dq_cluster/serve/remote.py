@@ -2,6 +2,7 @@
 
 import ipaddress
 from typing import TypeVar
+from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
@@ -62,6 +63,10 @@ class RemoteService:
         body = "{}" if version is None else f'{{"version": {version}}}'
         answer = await self._send("POST", "/v1/index/refresh", body, timeout_s)
         return self._parsed(IndexInfo, answer)
+
+    async def picture(self, id: int | str) -> bytes:
+        path = f"/v1/items/{quote(str(id), safe='')}/image"
+        return (await self._send("GET", path)).content
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -1,11 +1,15 @@
 """A pile of images becomes an index, and what is new joins it, on real Ray."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from dq_cluster.building.config import AddSettings, BuildSettings
+from dq_cluster.building.python import Picture, build_index
 from dq_cluster.building.run import add, build
 from dq_cluster.client import Client
 from dq_cluster.errors import InputError
@@ -13,6 +17,8 @@ from dq_cluster.images.config import SourceSettings
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.tombstones import live_ids
 from dq_cluster.model.config import ModelSettings
+from dq_cluster.plot import neighbours
+from dq_cluster.search.export import export_faiss
 from tests.encoding import tiny_backbone
 from tests.pictures import crops, encoded, photograph, write_folder, write_parquet, write_tar
 
@@ -122,3 +128,44 @@ def test_too_few_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds 20 images; training needs 100 at least"):
         build(settings)
     assert not (tmp_path / "index/builds").exists()
+
+
+def test_the_notebook_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/howto/notebook.md shows, as it is pasted, on a folder `photos`."""
+    write_folder(tmp_path / "photos", pictures(0, 120))
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs/howto/notebook.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(first, "first", "exec"), {})
+    with Image.open("neighbours.png") as drawn:
+        assert drawn.width > 500
+        assert len(drawn.getcolors(drawn.width * drawn.height) or []) > 1000
+    export_faiss(Index.at("my-index"), "exported", shards=4)
+    exec(compile(second, "second", "exec"), {})
+
+
+def test_pictures_in_memory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, (20, 24, 3), np.uint8) for _ in range(100)]
+    mixed: list[Picture] = [
+        *arrays,
+        Image.fromarray(arrays[0]),
+        encoded(photograph(), "PNG"),
+        arrays[1][:, :, 0],
+    ]
+    values = {"model": MODEL.model_dump(), "backbone": tiny_backbone(tmp_path).model_dump()}
+    place = tmp_path / "index"
+    ids = [f"p{n}" for n in range(len(mixed))]
+    built = build_index(mixed, place, ids=ids, **values)
+    assert built["images"] == len(mixed)
+    assert build_index(mixed, place, ids=ids, **values) == built
+    with Client(place) as client:
+        assert {hit.id for hit in client.search(id="p100", k=2).hits[0]} == {"p0", "p100"}
+        assert client.picture("p101")[:2] == b"\xff\xd8"
+        figure = neighbours(client, image=encoded(photograph(), "PNG"), k=3)
+    assert next(place.get_title() for place in figure.axes) == "query"
+    assert sum(bool(place.images) for place in figure.axes) == 4
+    with pytest.raises(InputError, match="103 pictures have 1 ids"):
+        build_index(mixed, place, ids=["a"])
+    with pytest.raises(InputError, match=r"picture 0 is an array of float64 \(2, 2\)"):
+        build_index([np.zeros((2, 2))], place)

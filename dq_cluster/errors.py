@@ -25,6 +25,10 @@ class InputError(UserError):
     """Input data does not have the promised form (schema, dimension, type, size)."""
 
 
+class NothingNewError(InputError):
+    """Every image of the source is in the index already; nothing was changed."""
+
+
 class IntegrityError(DqError):
     """Stored data disagrees with what its manifest, digest, or geometry says."""
 

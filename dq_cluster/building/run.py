@@ -19,10 +19,9 @@ from dq_cluster.cluster import ray_cluster
 from dq_cluster.config import Settings
 from dq_cluster.encoding.config import EncodeSettings, FeaturizeSettings, PoolSettings
 from dq_cluster.encoding.featurize import featurize
-from dq_cluster.encoding.known import NothingNewError
 from dq_cluster.encoding.planned import planning
 from dq_cluster.encoding.run import encode
-from dq_cluster.errors import InputError
+from dq_cluster.errors import InputError, NothingNewError
 from dq_cluster.images.backbone import Backbone, load_backbone
 from dq_cluster.images.config import BackboneSettings, SourceSettings
 from dq_cluster.images.sources import open_source

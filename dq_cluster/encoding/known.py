@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dq_cluster.errors import InputError
+from dq_cluster.errors import NothingNewError
 from dq_cluster.images.skipped import Skipped
 from dq_cluster.images.units import Unit
 from dq_cluster.index.ids import TEXT
@@ -19,10 +19,6 @@ from dq_cluster.storage import Storage
 IN_THE_INDEX = "in the index already"  # the kind under which `Skipped` counts them
 _DIGEST_BYTES = 16
 _BATCH = 4096
-
-
-class NothingNewError(InputError):
-    """Every image of the source is in the index already; nothing was changed."""
 
 
 class KnownIds(NamedTuple):

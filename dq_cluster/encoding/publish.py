@@ -6,9 +6,15 @@ import pyarrow as pa
 
 from dq_cluster import __version__
 from dq_cluster.encoding.gate import check_rejects
-from dq_cluster.encoding.known import IN_THE_INDEX, NothingNewError
+from dq_cluster.encoding.known import IN_THE_INDEX
 from dq_cluster.encoding.plan import Plan
-from dq_cluster.errors import ConflictError, InputError, IntegrityError, NotFoundError
+from dq_cluster.errors import (
+    ConflictError,
+    InputError,
+    IntegrityError,
+    NotFoundError,
+    NothingNewError,
+)
 from dq_cluster.fragments.ledger import Ledger, Receipt
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import carried_schema, file_schema, open_code_file

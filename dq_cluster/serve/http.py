@@ -5,12 +5,11 @@ import json
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from importlib.resources import files
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import UploadFile
@@ -31,6 +30,7 @@ from dq_cluster.serve.api import (
     VersionInfo,
     parse_request,
 )
+from dq_cluster.serve.page import add_page
 from dq_cluster.serve.security import AuthenticationError, LimitError
 from dq_cluster.serve.service import ServedApi, Service
 from dq_cluster.serve.status import INTERNAL, STATUSES, message_of, status_of
@@ -69,6 +69,7 @@ def make_api(service: ServedApi, *, max_body_bytes: int, hide: str) -> FastAPI:
     _add_search(api, service, max_body_bytes)
     _add_index(api, service)
     _add_process(api)
+    add_page(api)
     return api
 
 
@@ -182,11 +183,6 @@ def _add_process(api: FastAPI) -> None:
         text, media_type = await asyncio.to_thread(exposition, accept)
         return Response(text, media_type=media_type)
 
-    @api.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page() -> Response:
-        text = files("dq_cluster.serve").joinpath("page.html").read_text()
-        return HTMLResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})
-
 
 class _Direct(APIRoute):
     """A route whose endpoint takes the request as it is: what FastAPI does around an endpoint
@@ -265,11 +261,6 @@ async def _form(request: Request, body: bytes) -> dict[str, Any]:
     return values
 
 
-# The page brings its own script and style, and talks to this server only.
-_PAGE_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src blob: data:; frame-ancestors 'none'"
-)
 _SEARCH_BODY = {
     "required": True,
     "content": {

@@ -23,6 +23,7 @@ STATUSES: dict[type[DqError], Status] = {
     # The request is wrong.
     errors.UserError: Status(400, "INVALID_ARGUMENT"),
     errors.InputError: Status(400, "INVALID_ARGUMENT"),
+    errors.NothingNewError: Status(400, "INVALID_ARGUMENT"),
     RejectError: Status(400, "INVALID_ARGUMENT"),
     errors.NotFoundError: Status(404, "NOT_FOUND"),
     AuthenticationError: Status(401, "UNAUTHENTICATED"),

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from dq_cluster.building.choose import Stages, choose_cells, choose_pool, forecast, passes
 from dq_cluster.building.probe import measure_stages
 from dq_cluster.encoding.config import EncodeSettings
-from dq_cluster.encoding.known import IN_THE_INDEX, KnownIds, NothingNewError, _keys, known_ids
+from dq_cluster.encoding.known import IN_THE_INDEX, KnownIds, _keys, known_ids
 from dq_cluster.encoding.sampling import sample_units
-from dq_cluster.errors import InputError, NotFoundError
+from dq_cluster.errors import InputError, NotFoundError, NothingNewError
 from dq_cluster.images.backbone import load_backbone
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.kinds import kind_of

@@ -1,8 +1,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-# Processes that test side by side: one has the Ray cluster, one those that start their own.
-TESTERS ?= 3
+# Processes that test side by side: see tests/conftest.py for who tests what.
+TESTERS ?= 4
 
 .PHONY: demo test coverage docs lint format proto clean
 

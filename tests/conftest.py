@@ -1,4 +1,4 @@
-"""Shared fixtures: one Ray cluster and one S3 server per test session."""
+"""Shared fixtures: one Ray cluster and one S3 server for each process that tests."""
 
 import os
 import uuid
@@ -14,6 +14,7 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from dq_cluster.cluster import start_local
 from tests.seaweed import S3Server, weed_binary
 
 LOGICAL_CPUS = 8
@@ -37,15 +38,17 @@ _ROOMS = ["unit", "helm", "ray", "chaos", "serve", "web"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Quick unit tests first; the rest grouped by what they start.
 
-    Where several processes test (pytest-xdist), one has the Ray cluster, and another those that
-    start their own: both mostly wait, so the unit tests fill the cores.
+    Where several processes test (pytest-xdist), one has a Ray cluster for the jobs, one has another
+    for serving, and one has the tests that start their own: all mostly wait, so the unit tests fill
+    the cores.
     """
     items.sort(key=lambda item: _ROOMS.index(_room(item)))
     for item in items:
         if item.path.stem in _OWN_CLUSTER:
             item.add_marker(pytest.mark.xdist_group("own"))
         elif "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            part = "jobs" if _room(item) == "ray" else "serving"
+            item.add_marker(pytest.mark.xdist_group(part))
 
 
 def _room(item: pytest.Item) -> str:
@@ -82,14 +85,7 @@ def ray_cluster(s3_server: S3Server) -> Iterator[None]:
     """Ray on this machine. The S3 server comes first: workers inherit the environment."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=LOGICAL_CPUS,
-        include_dashboard=False,
-        object_store_memory=300 * 2**20,
-        log_to_driver=False,
-        logging_level="warning",
-    )
+    start_local(LOGICAL_CPUS, object_store_memory=300 * 2**20)
     yield
     ray.shutdown()
 

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dq_cluster.cluster.failures import plain_errors, reason_in
 from dq_cluster.cluster.noise import quiet_loggers, without_announcements
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 # all be alive for a pipeline to move, so a two-core laptop declares more than it has; the
 # operating system shares the real cores.
 LOCAL_CPUS = 8
+# Ray gives its own processes 30 seconds to start, which a busy machine may not keep.
+_STARTS = 3
 
 
 @contextlib.contextmanager
@@ -71,13 +73,7 @@ def _start_or_join() -> None:
         check_local()
     try:
         if not address:
-            ray.init(
-                address="local",
-                num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="warning",
-            )
+            start_local(max(LOCAL_CPUS, os.cpu_count() or 1))
         else:
             ray.init(log_to_driver=False, logging_level="warning")
             bypass_proxies(node["NodeManagerAddress"] for node in ray.nodes())
@@ -92,6 +88,31 @@ def _start_or_join() -> None:
             else ""
         )
         raise DqError(" ".join(f"{what}: {account} {reason}".split()) + advice) from error
+
+
+def start_local(cpus: int, **options: Any) -> None:
+    """Start Ray on this machine, with `cpus` logical CPUs and other `options` of ray.init.
+
+    Raises what ray.init raises, but its time limit only when it is passed the third time.
+    """
+    import ray
+
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="warning",
+                **options,
+            )
+            return
+        except Exception as error:  # it has no class of its own
+            if "timed out during startup" not in str(error) or not left:
+                raise
+            logger.warning("Ray did not start within its limit of 30 s; it is started again")
+            ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from dq_cluster.building.config import AddSettings, BuildSettings
 from dq_cluster.building.python import Picture, build_index
 from dq_cluster.building.run import add, build
 from dq_cluster.client import Client
+from dq_cluster.encoding.run import encode
 from dq_cluster.errors import InputError
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.index.catalog import Index
@@ -19,7 +20,8 @@ from dq_cluster.index.tombstones import live_ids
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.plot import neighbours
 from dq_cluster.search.export import export_faiss
-from tests.encoding import tiny_backbone
+from dq_cluster.storage import Storage
+from tests.encoding import settings_for, tiny_backbone, tiny_model
 from tests.pictures import crops, encoded, photograph, write_folder, write_parquet, write_tar
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -112,14 +114,13 @@ def test_new_rows_of_tables_and_tars(tmp_path: Path, kind: str) -> None:
         path = write_parquet(tmp_path / "a.parquet", columns, row_group_size=40)
         return SourceSettings(kind="parquet", uri=str(path))
 
-    settings = settings_of(tmp_path, write(110))
-    assert build(settings)["images"] == 110
-    more = AddSettings(source=write(110), index=settings.index)
-    assert add(more)["new"] == 0
-    more = AddSettings(source=write(140), index=settings.index)
-    assert (added := add(more))["new"] == 30
-    assert (added["images"], added["rejected"]) == (140, 0)
-    assert len(ids_of(settings.index)) == 140
+    index = str(tmp_path / "index")
+    card = tiny_model(Storage(index), tiny_backbone(tmp_path))
+    assert encode(settings_for(index, card, write(50)))["rows"] == 50
+    assert add(AddSettings(source=write(50), index=index))["new"] == 0
+    assert (added := add(AddSettings(source=write(70), index=index)))["new"] == 20
+    assert (added["images"], added["rejected"]) == (70, 0)
+    assert len(ids_of(index)) == 70
 
 
 def test_too_few_images(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def _serve_and_search(head: Head, index: Index, version: int) -> None:
     (port,) = free_ports(1)
     name = f"serve-{version}"
     head.start(
-        name, "python", "jobs/serve.py", f"index={index.storage.uri}", "shards=4", f"port={port}"
+        name, "python", "jobs/serve.py", f"index={index.storage.uri}", "shards=2", f"port={port}"
     )
     url = f"http://127.0.0.1:{port}"
     try:

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
+from dq_cluster.cluster import start_local
 from dq_cluster.cluster.surroundings import bypass_proxies, bypasses, check_joined, check_local
 from dq_cluster.errors import ConfigError
 
@@ -119,3 +122,26 @@ def test_without_a_home_this_ray_has_a_token_of_its_own(monkeypatch: pytest.Monk
     check_local()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     monkeypatch.delenv("RAY_AUTH_TOKEN")
+
+
+def test_ray_that_starts_too_slowly_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own limit cannot be passed on purpose, so its answer is given in its place."""
+    late = Exception("The current node timed out during startup. This could happen because …")
+    answers: list[Exception | None] = [late, late, None]
+
+    def init(**options: Any) -> None:
+        assert options["num_cpus"] == 3
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    monkeypatch.setattr(ray, "init", init)
+    start_local(3)
+    assert not answers
+    answers += [late, late, late, None]
+    with pytest.raises(Exception, match="timed out during startup"):
+        start_local(3)
+    assert answers == [None]
+    answers[:] = [ValueError("a wrong option"), None]
+    with pytest.raises(ValueError, match="a wrong option"):
+        start_local(3)
+    assert answers == [None]

@@ -1,9 +1,9 @@
 """What a build chooses by itself, and what it will take. Decisions only."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from dq_cluster.cluster import LOCAL_CPUS
 from dq_cluster.encoding.config import PoolSettings
 
 # From here on scanning all codes for every query is felt.
@@ -27,22 +27,29 @@ class Forecast(NamedTuple):
     disk: int
 
 
-def choose_pool(stages: Stages, cpus: int) -> PoolSettings:
-    """Divide `cpus` cores so that both stages take equally long.
+def choose_pool(stages: Stages, cpus: int, claims: int) -> PoolSettings:
+    """Divide the `cpus` cores of a node so that both stages take equally long.
 
     Encoders of at most four threads each; decoders are tasks of each encoder. Where one stage
-    needs less than a core, the other one uses the rest of it.
+    needs less than a core, the other one uses the rest of it. claims: logical CPUs that Ray has on
+    the node.
     """
     share = stages.embed_s / max(stages.decode_s + stages.embed_s, 1e-9)
     threads = max(1, math.ceil(cpus * share - 0.25))
-    encoders = math.ceil(threads / _THREADS)
+    encoders = max(1, min(math.ceil(threads / _THREADS), claims // 2))
     decoders = math.ceil((cpus * (1 - share) - 0.25) / encoders)
-    most = max(LOCAL_CPUS, cpus) // encoders - 1  # that Ray has room for
+    most = claims // encoders - 1  # that Ray has room for
     return PoolSettings(
         encoders=encoders,
         decoders=max(1, min(decoders, most)),
         threads=max(1, round(threads / encoders)),
     )
+
+
+def on_all(pool: PoolSettings, nodes: Sequence[int]) -> PoolSettings:
+    """The pool of one node, as often as all `nodes` (logical CPUs of each) have room for it."""
+    encoders = sum(min(pool.encoders, cpus // pool.cpus) for cpus in nodes)
+    return pool.model_copy(update={"encoders": max(1, encoders)})
 
 
 def choose_cells(images: int, sample: int) -> int:

@@ -12,10 +12,12 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from dq_cluster.building.choose import Stages, choose_cells, choose_pool, forecast
+from dq_cluster.building.choose import Stages, choose_cells, choose_pool, forecast, on_all
 from dq_cluster.building.config import AddSettings, BuildSettings
 from dq_cluster.building.probe import IMAGES, measure_stages
-from dq_cluster.cluster import ray_cluster
+from dq_cluster.cluster import LOCAL_CPUS, ray_cluster
+from dq_cluster.cluster.room import cluster_nodes
+from dq_cluster.cluster.surroundings import joined_address
 from dq_cluster.config import Settings
 from dq_cluster.encoding.config import EncodeSettings, FeaturizeSettings, PoolSettings
 from dq_cluster.encoding.featurize import featurize
@@ -85,7 +87,7 @@ def build(settings: BuildSettings) -> dict[str, Any]:
                 name=settings.name,
                 model=settings.model,
                 nlist=request.nlist,
-                cpus_per_worker=min(os.cpu_count() or 1, _MOST_THREADS),
+                cpus_per_worker=min(max(_cores()), _MOST_THREADS),
             )
         )
         columns = tuple(dict.fromkeys(("uri", *settings.source.columns)))
@@ -198,15 +200,27 @@ def _fragment_rows(images: int | None, most: int) -> int:
     return most if images is None else min(most, -(-images // _FILES))
 
 
+def _cores() -> list[int]:
+    """Cores of each node that works: of this machine, or of the cluster that was joined."""
+    if not joined_address(os.environ):
+        return [os.cpu_count() or 1]
+    nodes = [int(node.total.get("CPU", 0)) for node in cluster_nodes()]
+    return [cpus for cpus in nodes if cpus] or [1]
+
+
 def _measured_pool(
     source: SourceSettings, units: Iterable[Unit], backbone: Backbone
 ) -> tuple[PoolSettings, Stages]:
-    cpus = os.cpu_count() or 1
+    nodes = _cores()
     stages = measure_stages(source, units, backbone)
-    pool = choose_pool(stages, cpus)
+    if joined_address(os.environ):
+        pool = on_all(choose_pool(stages, max(nodes), max(nodes)), nodes)
+    else:
+        pool = choose_pool(stages, nodes[0], max(LOCAL_CPUS, nodes[0]))
+    where = f"on {sum(nodes)} cores" + (f" of {len(nodes)} nodes" if len(nodes) > 1 else "")
     print(
         f"measured: decoding {1e3 * stages.decode_s:.1f} ms an image, the backbone "
-        f"{1e3 * stages.embed_s:.1f} ms; on {cpus} cores: {pool.encoders} encoders of "
+        f"{1e3 * stages.embed_s:.1f} ms; {where}: {pool.encoders} encoders of "
         f"{pool.threads} threads, {pool.decoders} decoders each",
         file=sys.stderr,
     )
@@ -221,7 +235,7 @@ def _say_forecast(
         images,
         settings.sample,
         second_views=settings.views.fraction,
-        cpus=os.cpu_count() or 1,
+        cpus=sum(_cores()),
         feature_bytes=2 * backbone.feature_dim,
         code_bytes=settings.model.bits // 8 + settings.model.refine_bits // 8 + _ID_BYTES,
     )

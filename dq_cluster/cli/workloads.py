@@ -12,6 +12,7 @@ import typer
 from dq_cluster.cli.config_commands import find_config
 from dq_cluster.cli.output import emit, results_only
 from dq_cluster.config import load_settings
+from dq_cluster.errors import ConfigError
 from dq_cluster.location import absolute
 
 Config = Annotated[
@@ -36,35 +37,63 @@ def register(app: typer.Typer) -> None:
 
 
 Pile = Annotated[
-    str, typer.Argument(help="Folder or s3:// prefix of pictures, Parquet files, or tars.")
+    str | None,
+    typer.Argument(metavar="PILE", help="Folder or s3:// prefix of pictures, Parquet, or tars."),
 ]
 IndexPlace = Annotated[
-    str, typer.Argument(metavar="INDEX", help="The index: a folder or s3:// prefix.")
+    str | None, typer.Argument(metavar="INDEX", help="The index: a folder or s3:// prefix.")
 ]
 
 
-def build(pile: Pile, index: IndexPlace, overrides: Overrides = None, json: Json = False) -> None:
-    """Make an index of a pile of images: features, training, codes, quality. Continues a build."""
+def build(
+    pile: Pile = None,
+    index: IndexPlace = None,
+    overrides: Overrides = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Make an index of a pile of images: features, training, codes, quality. Continues a build.
+
+    With --config FILE, the file names pile and index.
+    """
     from dq_cluster.building.config import BuildSettings
     from dq_cluster.building.run import build
 
-    settings = load_settings(BuildSettings, None, _of_pile(pile, index, overrides or ()))
+    settings = load_settings(BuildSettings, config, _of_pile(config, pile, index, overrides or ()))
     _run(lambda: build(settings), json)
 
 
-def add(pile: Pile, index: IndexPlace, overrides: Overrides = None, json: Json = False) -> None:
-    """Append to an index the images of a pile whose ids it does not have."""
+def add(
+    pile: Pile = None,
+    index: IndexPlace = None,
+    overrides: Overrides = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Append to an index the images of a pile whose ids it does not have.
+
+    With --config FILE, the file names pile and index.
+    """
     from dq_cluster.building.config import AddSettings
     from dq_cluster.building.run import add
 
-    settings = load_settings(AddSettings, None, _of_pile(pile, index, overrides or ()))
+    settings = load_settings(AddSettings, config, _of_pile(config, pile, index, overrides or ()))
     _run(lambda: add(settings), json)
 
 
-def _of_pile(pile: str, index: str, overrides: Sequence[str]) -> list[str]:
-    """Overrides that name pile and index, and the kind of the pile unless one is given."""
+def _of_pile(
+    config: Path | None, pile: str | None, index: str | None, overrides: Sequence[str]
+) -> list[str]:
+    """The words of a command as overrides: pile and index come first, unless a file has them.
+
+    The kind of the pile is found out unless it is given.
+    """
     from dq_cluster.images.kinds import kind_of
 
+    if config is not None:
+        return [word for word in (pile, index, *overrides) if word is not None]
+    if pile is None or index is None:
+        raise ConfigError("expected PILE and INDEX, or --config FILE")
     given = any(text.startswith("source.kind=") for text in overrides)
     kind = [] if given else [f"source.kind={kind_of(absolute(pile))}"]
     return [f"source.uri={pile}", f"index={index}", *kind, *overrides]

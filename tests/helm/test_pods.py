@@ -148,8 +148,8 @@ def test_placement_of_a_gpu_group(helm: Helm) -> None:
     assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
-def test_the_laptop_file_turns_the_token_off_and_traces_on(helm: Helm) -> None:
-    documents = helm.render("-f", CI["laptop"])
+def test_switches_turn_the_token_off_and_traces_on(helm: Helm) -> None:
+    documents = helm.render("-f", CI["switches"])
     variables = environment(pods(documents)["RayService/rel-dq-cluster/cpu"])
     assert variables["RAY_AUTH_MODE"] == "disabled"
     assert variables["OTEL_TRACES_EXPORTER"] == "otlp"

@@ -78,7 +78,7 @@ def test_ray_and_the_query_api_accept_the_serve_config(helm4: Helm, name: str) -
     schema = ServeDeploySchema.model_validate(config)
     assert schema.applications[0].import_path == "dq_cluster.serve.app:build"
     settings = validate_settings(ServeSettings, schema.applications[0].args, name)
-    assert settings.index == "s3://images/index"
+    assert settings.index == yaml.safe_load(Path(CI[name]).read_text())["index"]
 
 
 def test_settings_reach_the_query_api_with_their_types(helm: Helm) -> None:
@@ -194,7 +194,7 @@ def test_ingress_and_gateway_terminate_tls(helm: Helm) -> None:
     backend = ingress["rules"][0]["http"]["paths"][0]["backend"]["service"]
     assert backend == {"name": "rel-dq-cluster-serve-svc", "port": {"number": 8000}}
 
-    own = helm.render("-f", CI["laptop"])
+    own = helm.render("-f", CI["switches"])
     (listener,) = only(own, "Gateway")["spec"]["listeners"]
     assert (listener["protocol"], listener["tls"]["mode"]) == ("HTTPS", "Terminate")
     assert listener["tls"]["certificateRefs"] == [{"name": "images-tls"}]
@@ -225,7 +225,7 @@ def test_monitor_selects_ray_pods_and_names_the_release(helm: Helm) -> None:
     # Our port is asked only where something of ours answers.
     assert keep["sourceLabels"] == ["component", "node_type"]
     asked = re.compile(keep["regex"])
-    for pod in ("serve;worker", "train;worker", "encode;head", "featurize;head"):
+    for pod in ("serve;worker", "train;worker", "encode;head", "featurize;head", "add;head"):
         assert asked.fullmatch(pod)
     for pod in ("serve;head", "train;head", "encode;worker", "evaluate;head"):
         assert not asked.fullmatch(pod)

@@ -20,8 +20,8 @@ from tests.helm.conftest import CI, INDEX, Helm
 from tests.helm.test_schemas import K8S, KUBERAY
 
 ODD = (
-    "--set=tmpSizeLimit=0.5Ti,serve.workerGroups.cpu.resources.limits.cpu=1500m,"
-    "serve.workerGroups.cpu.resources.limits.memory=1536Mi,"
+    "--set=tmpSizeLimit=0.5Ti,serve.workerGroups.cpu.resources.limits.cpu=2500m,"
+    "serve.workerGroups.cpu.resources.limits.memory=3072.5Mi,"
     "serve.workerGroups.cpu.resources.requests.cpu=0.25,"
     "serve.workerGroups.cpu.resources.requests.memory=2000M,"
     "serve.workerGroups.cpu.resources.limits.nvidia\\.com/gpu=1"
@@ -114,13 +114,13 @@ def schemas() -> dict[tuple[str, str], dict[str, Any]]:
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_quantities_are_canonical(helm4: Helm, quantity: str) -> None:
     assert canonical(quantity) == QUANTITIES[quantity]
-    given = f"serve.workerGroups.cpu.resources.limits.memory={quantity}"
+    given = f"serve.workerGroups.cpu.resources.requests.memory={quantity}"
     for how in ("--set", "--set-string"):
         documents = helm4.render(*INDEX, how, given)
         (service,) = (each for each in documents if each["kind"] == "RayService")
         (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
         (container,) = group["template"]["spec"]["containers"]
-        assert container["resources"]["limits"]["memory"] == QUANTITIES[quantity]
+        assert container["resources"]["requests"]["memory"] == QUANTITIES[quantity]
 
 
 @pytest.mark.parametrize("version", KUBERAY)

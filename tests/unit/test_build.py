@@ -9,12 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dq_cluster.building.choose import Stages, choose_cells, choose_pool, forecast, passes
+from dq_cluster.building.choose import Stages, choose_cells, choose_pool, forecast, on_all, passes
+from dq_cluster.building.config import BuildSettings
 from dq_cluster.building.probe import measure_stages
+from dq_cluster.cli.workloads import _of_pile
+from dq_cluster.cluster.room import Need, shortage
+from dq_cluster.config import load_settings
 from dq_cluster.encoding.config import EncodeSettings
 from dq_cluster.encoding.known import IN_THE_INDEX, KnownIds, _keys, known_ids
 from dq_cluster.encoding.sampling import sample_units
-from dq_cluster.errors import InputError, NotFoundError, NothingNewError
+from dq_cluster.errors import ConfigError, InputError, NotFoundError, NothingNewError
 from dq_cluster.images.backbone import load_backbone
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.kinds import kind_of
@@ -33,7 +37,7 @@ SECONDS = st.floats(1e-5, 1, allow_nan=False)
 @given(SECONDS, SECONDS, st.integers(1, 256))
 @settings(deadline=None)
 def test_a_pool_uses_all_cores_and_few_more(decode: float, embed: float, cpus: int) -> None:
-    pool = choose_pool(Stages(decode, embed), cpus)
+    pool = choose_pool(Stages(decode, embed), cpus, max(8, cpus))
     busy = pool.encoders * (pool.threads + pool.decoders)
     assert 0.9 * cpus - 1 <= busy <= 1.3 * cpus + 3
     # Logical CPUs that Ray has on such a machine.
@@ -41,12 +45,21 @@ def test_a_pool_uses_all_cores_and_few_more(decode: float, embed: float, cpus: i
 
 
 def test_the_slower_stage_gets_the_cores() -> None:
-    embedding = choose_pool(Stages(0.001, 0.02), 2)
+    embedding = choose_pool(Stages(0.001, 0.02), 2, 8)
     assert (embedding.encoders, embedding.threads, embedding.decoders) == (1, 2, 1)
-    decoding = choose_pool(Stages(0.014, 0.0034), 2)
+    decoding = choose_pool(Stages(0.014, 0.0034), 2, 8)
     assert (decoding.encoders, decoding.threads, decoding.decoders) == (1, 1, 2)
-    many = choose_pool(Stages(0.01, 0.01), 16)
+    many = choose_pool(Stages(0.01, 0.01), 16, 16)
     assert (many.encoders, many.threads, many.decoders) == (2, 4, 4)
+
+
+@given(SECONDS, SECONDS, st.lists(st.integers(2, 64), min_size=1, max_size=6))
+def test_a_pool_of_a_cluster_fits_its_nodes(decode: float, embed: float, nodes: list[int]) -> None:
+    pool = on_all(choose_pool(Stages(decode, embed), max(nodes), max(nodes)), nodes)
+    need = Need("encoders", pool.encoders, {"CPU": pool.cpus})
+    assert shortage([need], [{"CPU": cpus} for cpus in nodes]) == ""
+    alone = choose_pool(Stages(decode, embed), nodes[0], nodes[0])
+    assert on_all(alone, [nodes[0]] * 3).encoders == 3 * alone.encoders
 
 
 @given(st.integers(0, 10**10), st.integers(1, 10**6))
@@ -169,3 +182,15 @@ def test_the_stages_are_measured_on_the_first_images(tmp_path: Path) -> None:
     source = SourceSettings(kind="folder", uri=str(broken))
     with pytest.raises(InputError, match=r"none of the first 2 images of .* can be decoded"):
         measure_stages(source, open_source(source).units(), backbone)
+
+
+def test_pile_and_index_come_as_words_or_in_a_file(tmp_path: Path) -> None:
+    words = _of_pile(None, str(tmp_path), "index", ["sample=9"])
+    asked = load_settings(BuildSettings, None, words)
+    assert (asked.source.uri, asked.source.kind, asked.sample) == (str(tmp_path), "folder", 9)
+    file = tmp_path / "build.yaml"
+    file.write_text("source: {kind: parquet, uri: s3://pile}\nindex: s3://index\n")
+    asked = load_settings(BuildSettings, file, _of_pile(file, "sample=9", None, []))
+    assert (asked.source.uri, asked.index, asked.sample) == ("s3://pile", "s3://index", 9)
+    with pytest.raises(ConfigError, match="PILE and INDEX, or --config"):
+        _of_pile(None, str(tmp_path), None, [])

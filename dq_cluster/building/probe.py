@@ -24,7 +24,7 @@ def measure_stages(source: SourceSettings, units: Iterable[Unit], backbone: Back
     """
     pixels: list[np.ndarray] = []
     decode_s, count, rejects = 0.0, 0, 0
-    expected = Expectation(backbone.image_size, backbone.feature_dim)
+    expected = Expectation(backbone.frame, backbone.feature_dim)
     for chunk in load(source, _first(units), expected):
         decode_s += chunk.seconds
         pixels.append(chunk.payload)

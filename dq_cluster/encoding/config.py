@@ -14,14 +14,15 @@ class PoolSettings(Settings):
 
     encoders: actors with the network, each working on two fragments. decoders: tasks that read and
     decode, per fragment, on the encoder's node. gpus: of each encoder. threads: of each encoder's
-    backbone on CPU. batch_size: images that the network processes at once.
+    backbone on CPU. batch_size: images that the network processes at once; default: 16 on CPU, on a
+    GPU the number from which on more gain little.
     """
 
     encoders: int = Field(default=1, ge=1)
     decoders: int = Field(default=1, ge=1)
     gpus: float = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
 
     @property
     def cpus(self) -> int:

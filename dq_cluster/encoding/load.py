@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from dq_cluster.encoding.known import KnownIds
 from dq_cluster.images.config import SourceSettings
 from dq_cluster.images.decode import Reason, RejectError
+from dq_cluster.images.framing import Framing
 from dq_cluster.images.guard import ChildDecoder, Decode, watched
 from dq_cluster.images.sources import open_source
 from dq_cluster.images.units import Unit
@@ -28,10 +29,15 @@ _NO_ROWS = pa.table({})
 
 @dataclass(frozen=True)
 class Expectation:
-    """What the encoder takes: squares of `image_size` pixels, or, if 0, `feature_dim` floats."""
+    """What the encoder takes: squares of pixels, cut as `frame` says, or, if 0, `feature_dim`
+    floats."""
 
-    image_size: int
+    frame: int | Framing
     feature_dim: int
+
+    @property
+    def image_size(self) -> int:
+        return self.frame.size if isinstance(self.frame, Framing) else self.frame
 
     @property
     def row_bytes(self) -> int:
@@ -90,7 +96,7 @@ def _chunks(
         reasons = _with_null_ids(table)
         if expected.image_size:
             with ChildDecoder(source.limits) if apart else watched(source.limits) as decode:
-                payload = _pixels(table, reasons, expected.image_size, decode)
+                payload = _pixels(table, reasons, expected, decode)
         else:
             payload = _features(table, reasons, expected.feature_dim)
         yield _chunk(table, payload, reasons, time.perf_counter() - started)
@@ -102,8 +108,11 @@ def _with_null_ids(table: pa.Table) -> list[str | None]:
     return pc.coalesce(table.column("reason"), null_ids).to_pylist()
 
 
-def _pixels(table: pa.Table, reasons: list[str | None], size: int, decode: Decode) -> np.ndarray:
+def _pixels(
+    table: pa.Table, reasons: list[str | None], expected: Expectation, decode: Decode
+) -> np.ndarray:
     """Pixels of the rows without a reason; what cannot be decoded gets one."""
+    size = expected.image_size
     pixels = np.empty((table.num_rows, size, size, 3), np.uint8)
     count = 0
     for row, image in enumerate(table.column("image")):
@@ -112,7 +121,7 @@ def _pixels(table: pa.Table, reasons: list[str | None], size: int, decode: Decod
         try:
             if not image.is_valid:
                 raise RejectError(Reason.MISSING)
-            pixels[count] = decode(image.as_buffer().to_pybytes(), size)
+            pixels[count] = decode(image.as_buffer().to_pybytes(), expected.frame)
             count += 1
         except RejectError as error:
             reasons[row] = error.reason.value

@@ -51,7 +51,7 @@ class CodeOutput:
     folder: str
     from_images: bool
     columns: tuple[str, ...]
-    batch_size: int
+    batch_size: int | None
     threads: int
 
     def open(self) -> "CodeEncoder":
@@ -68,8 +68,8 @@ class CodeEncoder:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._network.to(self._device)
         self._backbone = _backbone_of(self.card, output.threads) if output.from_images else None
-        size = self._backbone.image_size if self._backbone else 0
-        self.expects = Expectation(size, self.card.feature_dim)
+        frame = self._backbone.frame if self._backbone else 0
+        self.expects = Expectation(frame, self.card.feature_dim)
         self._centroids = None
         if self.card.geometry.nlist:
             centroids = read_tensors(output.storage, self.card)["coarse_centroids"]
@@ -115,7 +115,7 @@ class FeatureOutput:
     backbone: BackboneSettings
     views: ViewSettings
     columns: tuple[str, ...]
-    batch_size: int
+    batch_size: int | None
     threads: int
 
     def open(self) -> "FeatureEncoder":
@@ -130,7 +130,7 @@ class FeatureEncoder:
         self._backbone = load_backbone(
             output.backbone.model_copy(update={"threads": output.threads})
         )
-        self.expects = Expectation(self._backbone.image_size, self._backbone.feature_dim)
+        self.expects = Expectation(self._backbone.frame, self._backbone.feature_dim)
 
     def __call__(self, payload: np.ndarray) -> dict[str, np.ndarray]:
         arrays = {"feature": self._features(payload)}
@@ -172,7 +172,9 @@ def _backbone_of(card: ModelCard, threads: int) -> Backbone:
     return load_backbone({**card.preprocessing, "threads": threads})
 
 
-def _in_batches(backbone: Backbone, pixels: np.ndarray, size: int) -> np.ndarray:
+def _in_batches(backbone: Backbone, pixels: np.ndarray, size: int | None) -> np.ndarray:
+    size = size or backbone.batch_size
+
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, len(pixels), size):
             yield backbone.features(pixels[start : start + size])

@@ -7,7 +7,7 @@ the model's card, and `load_backbone` accepts it back.
 
 import contextlib
 import hashlib
-import importlib.util
+import json
 import logging
 import os
 import tempfile
@@ -19,7 +19,10 @@ import numpy as np
 
 from dq_cluster.config import validate_settings
 from dq_cluster.errors import ConfigError, DqError, InputError, IntegrityError, StorageRefusedError
-from dq_cluster.images.config import BackboneSettings
+from dq_cluster.images.config import BackboneSettings, TextSettings
+from dq_cluster.images.framing import Framing, Preparation, of_transformers
+from dq_cluster.images.text import OnnxText, TextTower, unit
+from dq_cluster.images.weights import local_file
 from dq_cluster.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -27,13 +30,24 @@ logger = logging.getLogger(__name__)
 # The key under which feature files say, as JSON, how an image became a feature.
 PREPROCESSING = b"dq.preprocessing"
 
+# What programs that export to ONNX write beside the graph of a network.
+_PREPARATION, _TEXT, _TOKENIZER = "preprocessor_config.json", "text_model.onnx", "tokenizer.json"
+_BATCH, _GPU_BATCH = 16, 128
+
 
 class Backbone(Protocol):
-    """A frozen network: (n, image_size, image_size, 3) uint8 pixels to features."""
+    """A frozen network: (n, image_size, image_size, 3) uint8 pixels to features.
+
+    frame: how decoding cuts pictures for it. batch_size: images at once that keep its device busy.
+    text: its network for words, if it has one; features of both then have unit length.
+    """
 
     feature_dim: int
     image_size: int
+    frame: int | Framing
+    batch_size: int
     preprocessing: dict[str, Any]
+    text: TextTower | None
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """(n, s, s, 3) uint8 to (n, feature_dim) float32."""
@@ -42,9 +56,11 @@ class Backbone(Protocol):
 def load_backbone(settings: BackboneSettings | Mapping[str, Any]) -> Backbone:
     """Load the backbone that `settings`, or the `preprocessing` of a model card, describes.
 
-    Raises ConfigError for kind `none` or a package that is not installed, NotFoundError for an
+    A card says all of the preprocessing; what settings do not say is read from the model. Raises
+    ConfigError for kind `none` or a package that is not installed, NotFoundError for an
     absent file, IntegrityError for weights that do not have the recorded SHA-256.
     """
+    recorded = not isinstance(settings, BackboneSettings)
     if not isinstance(settings, BackboneSettings):
         settings = validate_settings(BackboneSettings, dict(settings), "preprocessing")
     if settings.kind == "none":
@@ -53,20 +69,64 @@ def load_backbone(settings: BackboneSettings | Mapping[str, Any]) -> Backbone:
             "train the model with a backbone"
         )
     if settings.kind == "onnx":
-        graph = _read(str(settings.path))
-        return _Onnx(settings, graph, hashlib.sha256(graph).hexdigest())
+        graph = local_file(str(settings.path))
+        if not recorded:
+            settings = _beside(settings)
+        return _Onnx(settings, str(graph), _sha256(graph))
     if settings.kind == "efficientnet-lite0":
         return _Onnx(settings, *_efficientnet_lite0())
-    return _Torch(settings)
+    from dq_cluster.images.torch_backbone import TorchBackbone
+
+    return TorchBackbone(settings, recorded)
+
+
+def _beside(settings: BackboneSettings) -> BackboneSettings:
+    """With what the files beside an ONNX file say, where the settings do not."""
+    folder, _, _ = str(settings.path).rpartition("/")
+    storage = Storage(folder or "/")
+    if storage.exists(_PREPARATION):
+        own = of_transformers(json.loads(storage.read(_PREPARATION)), f"{folder}/{_PREPARATION}")
+        settings = prepared(settings, own)
+    if settings.text is None and all(map(storage.exists, (_TEXT, _TOKENIZER))):
+        settings = settings.model_copy(update={"text": TextSettings()})
+    if settings.text is not None:
+        text = settings.text
+        update = {
+            "path": text.path or f"{folder}/{_TEXT}",
+            "tokenizer": text.tokenizer or f"{folder}/{_TOKENIZER}",
+        }
+        settings = settings.model_copy(update={"text": text.model_copy(update=update)})
+    return settings
+
+
+def prepared(settings: BackboneSettings, own: Preparation) -> BackboneSettings:
+    """The settings, with the model's own preparation where they say nothing."""
+    given = settings.model_fields_set
+    framing = settings.framing or own.framing
+    if "image_size" in given:
+        framing = framing.resized(settings.image_size)
+    return settings.model_copy(
+        update={
+            "framing": framing,
+            "image_size": framing.size,
+            "mean": settings.mean if "mean" in given else own.mean,
+            "std": settings.std if "std" in given else own.std,
+        }
+    )
 
 
 class _Onnx:
     """An ONNX graph run by onnxruntime; pixels enter as uint8 NHWC or as float NCHW."""
 
-    def __init__(self, settings: BackboneSettings, graph: bytes, sha256: str) -> None:
+    def __init__(self, settings: BackboneSettings, graph: str | bytes, sha256: str) -> None:
         import onnxruntime as ort
 
-        _expect(settings, sha256)
+        expect(settings, sha256)
+        if settings.dtype != "float32" or settings.compile:
+            raise ConfigError(
+                f"dtype {settings.dtype} and compile are of backbones that torch runs; an ONNX "
+                "file has its own numbers: leave both out"
+            )
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings.threads
         providers = [
@@ -78,97 +138,79 @@ class _Onnx:
             self._session = ort.InferenceSession(graph, options, providers=providers)
         except Exception as error:
             raise InputError(f"{settings.path} is not a usable ONNX file: {error}") from None
+        self.batch_size = _BATCH if providers[0].startswith("CPU") else _GPU_BATCH
         entry = self._session.get_inputs()[0]
+        outputs = [output.name for output in self._session.get_outputs()]
+        self._output = "image_embeds" if "image_embeds" in outputs else outputs[0]
         self._name, self._uint8 = entry.name, entry.type == "tensor(uint8)"
         self._mean = np.asarray(settings.mean, np.float32) * 255
         self._std = np.asarray(settings.std, np.float32) * 255
         height = entry.shape[1 if self._uint8 else 2]
         self.image_size = height if isinstance(height, int) else settings.image_size
+        if settings.framing and settings.framing.size != self.image_size:
+            raise InputError(
+                f"{settings.path} takes squares of {self.image_size} pixels, and framing makes "
+                f"squares of {settings.framing.size}; correct the file beside it, or framing.size"
+            )
+        self.frame = settings.framing or self.image_size
+        tower = _onnx_text(settings)
+        self.text: TextTower | None = tower
         probe = np.zeros((1, self.image_size, self.image_size, 3), np.uint8)
         self.feature_dim = self.features(probe).shape[1]
-        fixed = {"sha256": sha256, "image_size": self.image_size, "threads": 0}
+        fixed: dict[str, Any] = {"sha256": sha256, "image_size": self.image_size, "threads": 0}
+        if tower is not None and settings.text is not None:
+            said = {"sha256": tower.sha256, "max_tokens": tower.max_tokens}
+            fixed["text"] = settings.text.model_copy(update=said)
         self.preprocessing = settings.model_copy(update=fixed).model_dump(mode="json")
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         if not self._uint8:
             pixels = ((pixels - self._mean) / self._std).transpose(0, 3, 1, 2)
-        (output, *_) = self._session.run(None, {self._name: np.ascontiguousarray(pixels)})
-        return _pooled(output)
+        given = {self._name: np.ascontiguousarray(pixels)}
+        (output,) = self._session.run([self._output], given)
+        return pooled(output) if self.text is None else unit(pooled(output))
 
 
-class _Torch:
-    """A torchvision or timm model without its classifier."""
-
-    def __init__(self, settings: BackboneSettings) -> None:
-        import torch
-
-        if importlib.util.find_spec(settings.kind) is None:
-            raise ConfigError(
-                f"backbone kind '{settings.kind}' needs the package {settings.kind}: "
-                f"pip install {settings.kind}"
-            )
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        network = _headless(settings.kind, str(settings.name))
-        self._network = network.eval().to(self._device)
-        self._mean = torch.tensor(settings.mean, device=self._device).mul(255).view(3, 1, 1)
-        self._std = torch.tensor(settings.std, device=self._device).mul(255).view(3, 1, 1)
-        self.image_size = settings.image_size
-        weights = hashlib.sha256()
-        for name, tensor in sorted(network.state_dict().items()):
-            weights.update(name.encode() + tensor.cpu().numpy().tobytes())
-        _expect(settings, weights.hexdigest())
-        probe = np.zeros((1, self.image_size, self.image_size, 3), np.uint8)
-        self.feature_dim = self.features(probe).shape[1]
-        fixed = {"sha256": weights.hexdigest(), "threads": 0}
-        self.preprocessing = settings.model_copy(update=fixed).model_dump(mode="json")
-
-    def features(self, pixels: np.ndarray) -> np.ndarray:
-        import torch
-
-        with torch.inference_mode():
-            batch = torch.tensor(pixels, device=self._device).permute(0, 3, 1, 2)
-            output = self._network((batch - self._mean) / self._std)
-        return _pooled(output.float().cpu().numpy())
+def _onnx_text(settings: BackboneSettings) -> OnnxText | None:
+    text = settings.text
+    if text is None or settings.kind != "onnx":
+        return None
+    tower = OnnxText(
+        local_file(str(text.path)),
+        local_file(str(text.tokenizer)),
+        max_tokens=text.max_tokens,
+        threads=settings.threads,
+    )
+    if text.sha256 not in (None, tower.sha256):
+        raise IntegrityError(
+            f"{text.path} and {text.tokenizer} hash to {tower.sha256[:12]}, expected "
+            f"{str(text.sha256)[:12]}; restore the files or train again"
+        )
+    return tower
 
 
-def _headless(kind: str, name: str) -> Any:
-    """The pretrained network, its last classifier replaced by the identity."""
-    if kind == "timm":
-        import timm
-
-        return timm.create_model(name, pretrained=True, num_classes=0)
-    import torch
-    import torchvision
-
-    network = torchvision.models.get_model(name, weights="DEFAULT")
-    for last in ("fc", "classifier", "head", "heads"):
-        if hasattr(network, last):
-            setattr(network, last, torch.nn.Identity())
-            return network
-    raise ConfigError(f"torchvision model '{name}' has no classifier this knows how to remove")
+def _sha256(graph: Path) -> str:
+    """Of an ONNX file, and of weights that lie in files beside it."""
+    digest = hashlib.sha256(graph.read_bytes())
+    for part in sorted(graph.parent.glob(f"{graph.name}?*")):
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
 
 
-def _pooled(output: np.ndarray) -> np.ndarray:
+def pooled(output: np.ndarray) -> np.ndarray:
     """(n, dim) from (n, dim) or, averaged over places, from (n, dim, h, w)."""
     if output.ndim == 4:
         output = output.mean(axis=(2, 3))
     return output.reshape(len(output), -1).astype(np.float32, copy=False)
 
 
-def _expect(settings: BackboneSettings, sha256: str) -> None:
+def expect(settings: BackboneSettings, sha256: str) -> None:
     if settings.sha256 not in (None, sha256):
         raise IntegrityError(
             f"backbone {settings.path or settings.name or settings.kind} hashes to "
             f"{sha256[:12]}, expected {str(settings.sha256)[:12]}; features of other weights "
             "would make meaningless codes: restore the file or train again"
         )
-
-
-def _read(uri: str) -> bytes:
-    folder, _, name = uri.rpartition("/")
-    return Storage(folder or ".").read(name)
 
 
 def _efficientnet_lite0() -> tuple[bytes, str]:

@@ -5,10 +5,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dq_cluster.config import Location, LocationPrefix, Settings
+from dq_cluster.images.framing import Framing
 from dq_cluster.index.columns import name_problem
 
 SourceKind = Literal["folder", "parquet", "webdataset", "inventory", "features"]
-BackboneKind = Literal["efficientnet-lite0", "onnx", "torchvision", "timm", "none"]
+BackboneKind = Literal[
+    "efficientnet-lite0", "onnx", "torchvision", "timm", "open_clip", "transformers", "none"
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -70,13 +73,35 @@ class ViewSettings(Settings):
     min_area: float = Field(default=0.4, gt=0, le=1)
 
 
-class BackboneSettings(Settings):
-    """The frozen network that turns pixels into features.
+def _absent(value: object) -> bool:
+    return value is None or value is False or value == "float32"
 
-    kind: where the network comes from. path: the file of an `onnx` backbone. name: the model of
-    `torchvision` or `timm`. image_size: the side of the square that the network sees, in pixels.
-    mean, std: per channel, of values in [0, 1]. sha256: the digest that the weights must have.
-    threads: of the runtime on CPU; 0 lets it choose.
+
+class TextSettings(Settings):
+    """The text network that belongs to an `onnx` backbone, and its tokenizer.
+
+    path: its ONNX file. tokenizer: its `tokenizer.json`. max_tokens: how much of a text it reads;
+    default: what these files say. sha256: the digest that both together must have.
+    """
+
+    path: Location | None = None
+    tokenizer: Location | None = None
+    max_tokens: int | None = Field(default=None, ge=2)
+    sha256: str | None = None
+
+
+class BackboneSettings(Settings):
+    """The frozen network that turns pixels into features, and words where it has a text network.
+
+    kind: where the network comes from. path: the file of an `onnx` backbone; for `transformers`,
+    `open_clip`, and `timm` the folder that the library saved the model in. name: the model's name
+    in the library, which then downloads its weights; of open_clip `MODEL/PRETRAINED`. image_size:
+    the side of the square that the network sees, in pixels. framing: how pictures are scaled and
+    cut. mean, std: per channel, of values in [0, 1]. What is not given of these four is the
+    model's own, where it comes from a library or an ONNX file has `preprocessor_config.json`
+    beside it. sha256: the digest that the weights must have. threads: of the runtime on CPU; 0 lets
+    it choose. dtype: numbers that the network computes with. compile: by torch.compile. text: of an
+    `onnx` backbone; default: `text_model.onnx` and `tokenizer.json` beside it, where they exist.
     """
 
     kind: BackboneKind = "efficientnet-lite0"
@@ -87,11 +112,23 @@ class BackboneSettings(Settings):
     std: tuple[float, float, float] = IMAGENET_STD
     sha256: str | None = None
     threads: int = Field(default=0, ge=0)
+    # Not written where they are unset: what was stored before they existed stays the same.
+    framing: Framing | None = Field(default=None, exclude_if=_absent)
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", exclude_if=_absent)
+    compile: bool = Field(default=False, exclude_if=_absent)
+    text: TextSettings | None = Field(default=None, exclude_if=_absent)
 
     @model_validator(mode="after")
     def _complete(self) -> "BackboneSettings":
         if self.kind == "onnx" and not self.path:
             raise ValueError("backbone 'onnx' needs path: the ONNX file")
-        if self.kind in ("torchvision", "timm") and not self.name:
-            raise ValueError(f"backbone '{self.kind}' needs name: the model's name there")
+        if self.kind == "torchvision" and not self.name:
+            raise ValueError("backbone 'torchvision' needs name: the model's name there")
+        if self.kind in ("timm", "open_clip", "transformers") and not (self.path or self.name):
+            raise ValueError(
+                f"backbone '{self.kind}' needs path: the folder of a saved model; or name: the "
+                "model's name there, whose weights are then downloaded"
+            )
+        if self.path and self.name:
+            raise ValueError(f"backbone '{self.kind}' has path and name: give one of them")
         return self

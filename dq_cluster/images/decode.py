@@ -24,6 +24,7 @@ from dq_cluster.images.colour import to_srgb
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.containers import essence
 from dq_cluster.images.formats import HEAD, PLUGINS, advice, identify, is_readable
+from dq_cluster.images.framing import Framing
 from dq_cluster.images.metadata import Essence
 from dq_cluster.images.rejects import Reason, RejectError
 from dq_cluster.images.samples import eight_bits
@@ -60,9 +61,13 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def decode_image(data: bytes, size: int, limits: ImageLimits | None = None) -> np.ndarray:
-    """Decode to (size, size, 3) uint8 sRGB: shorter side scaled to `size`, centre cropped.
+def decode_image(
+    data: bytes, frame: int | Framing, limits: ImageLimits | None = None
+) -> np.ndarray:
+    """Decode to (size, size, 3) uint8 sRGB, as `frame` says.
 
+    A number is the size: the shorter side is scaled to it, and the square is cut from the middle;
+    of large JPEGs only as much is decoded as that needs. A Framing does what a library does.
     Transparency is laid over white, other depths are scaled to 8 bits (see `samples`), animations
     give their first frame, orientation is applied, and colours are converted from the embedded
     profile. Raises RejectError.
@@ -82,7 +87,7 @@ def decode_image(data: bytes, size: int, limits: ImageLimits | None = None) -> n
         with _open(about.data, name) as image:
             if image.width * image.height > limits.max_pixels:
                 raise RejectError(Reason.TOO_MANY_PIXELS)
-            return _square(image, about, size)
+            return _square(image, about, frame)
     except RejectError:
         raise
     except Image.DecompressionBombError:
@@ -108,10 +113,13 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data), formats=["HEIF" if name == "HEIC" else "JXL"])
 
 
-def _square(image: ImageFile.ImageFile, about: Essence, size: int) -> np.ndarray:
-    # Draft mode lets libjpeg decode at 1/2, 1/4 or 1/8 scale: most of the work saved.
-    shorter = min(image.size)
-    image.draft("RGB", (size * image.width // shorter + 1, size * image.height // shorter + 1))
+def _square(image: ImageFile.ImageFile, about: Essence, frame: int | Framing) -> np.ndarray:
+    if isinstance(frame, int):
+        # Draft mode lets libjpeg decode at 1/2, 1/4 or 1/8 scale: most of the work saved.
+        shorter = min(image.size)
+        image.draft(
+            "RGB", (frame * image.width // shorter + 1, frame * image.height // shorter + 1)
+        )
     # The readers of AVIF, HEIC, and JPEG XL tell what others were not shown.
     profile = about.profile or image.info.get("icc_profile")
     orientation = about.orientation
@@ -122,15 +130,19 @@ def _square(image: ImageFile.ImageFile, about: Essence, size: int) -> np.ndarray
         upright = upright.transpose(_TURNS[orientation])
     if profile is None:
         upright = upright.convert("RGB")
+    square = frame.square(upright) if isinstance(frame, Framing) else _middle(upright, frame)
+    return np.asarray(square if profile is None else to_srgb(square, profile), np.uint8)
+
+
+def _middle(upright: Image.Image, size: int) -> Image.Image:
     shorter = min(upright.size)
     left, top = (upright.width - shorter) / 2, (upright.height - shorter) / 2
-    square = upright.resize(
+    return upright.resize(
         (size, size),
         Image.Resampling.BILINEAR,
         box=(left, top, left + shorter, top + shorter),
         reducing_gap=2.0,
     )
-    return np.asarray(square if profile is None else to_srgb(square, profile), np.uint8)
 
 
 def _loaded(image: ImageFile.ImageFile, about: Essence) -> Image.Image:

@@ -20,10 +20,11 @@ import numpy as np
 
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import decode_image
+from dq_cluster.images.framing import Framing
 from dq_cluster.images.rejects import Reason, RejectError
 
-# (data, size) to pixels (size, size, 3) uint8, or RejectError.
-Decode = Callable[[bytes, int], np.ndarray]
+# (data, frame) to pixels (size, size, 3) uint8, or RejectError; see decode_image.
+Decode = Callable[[bytes, int | Framing], np.ndarray]
 
 # Setting the timer takes a fifth of the time of decoding a thumbnail, so not for every image.
 _WATCH_EVERY = 1.0  # seconds
@@ -40,13 +41,13 @@ def watched(limits: ImageLimits) -> Iterator[Decode]:
     """
     due = 0.0
 
-    def decode(data: bytes, size: int) -> np.ndarray:
+    def decode(data: bytes, frame: int | Framing) -> np.ndarray:
         nonlocal due
         now = time.monotonic()
         if now >= due:
             due = now + _WATCH_EVERY
             _watch(limits.max_seconds + _WATCH_EVERY)
-        return decode_image(data, size, limits)
+        return decode_image(data, frame, limits)
 
     try:
         yield decode
@@ -74,12 +75,12 @@ class ChildDecoder:
     ) -> None:
         self._end()
 
-    def _decode(self, data: bytes, size: int) -> np.ndarray:
+    def _decode(self, data: bytes, frame: int | Framing) -> np.ndarray:
         for _ in range(_TRIES):
             if self._child is None:
                 self._start()
             try:
-                self._pipe.send((data, size))
+                self._pipe.send((data, frame))
                 answer = self._pipe.recv()
             except (EOFError, OSError):
                 self._end()
@@ -125,11 +126,11 @@ class ChildDecoderPool:
             self._free.put(stack.enter_context(ChildDecoder(limits)))
         weakref.finalize(self, stack.close)
 
-    def __call__(self, data: bytes, size: int) -> np.ndarray:
+    def __call__(self, data: bytes, frame: int | Framing) -> np.ndarray:
         """Pixels (size, size, 3) uint8 of an encoded image. Raises RejectError."""
         decode = self._free.get()
         try:
-            return decode(data, size)
+            return decode(data, frame)
         finally:
             self._free.put(decode)
 
@@ -139,10 +140,10 @@ def _serve(pipe: Connection, limits: ImageLimits) -> None:
     pipe.send(None)
     with contextlib.suppress(EOFError):
         while True:
-            data, size = pipe.recv()
+            data, frame = pipe.recv()
             _watch(limits.max_seconds)
             try:
-                answer: np.ndarray | RejectError = decode_image(data, size, limits)
+                answer: np.ndarray | RejectError = decode_image(data, frame, limits)
             except RejectError as error:
                 answer = error
             faulthandler.cancel_dump_traceback_later()

@@ -1,18 +1,28 @@
 """A backbone describes itself, and can be loaded again from what it said."""
 
 import importlib.util
+import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from dq_cluster.errors import ConfigError, IntegrityError, NotFoundError, StorageRefusedError
+from dq_cluster.errors import (
+    ConfigError,
+    InputError,
+    IntegrityError,
+    NotFoundError,
+    StorageRefusedError,
+)
 from dq_cluster.images.backbone import cached, load_backbone
 from dq_cluster.images.config import BackboneSettings
 from dq_cluster.images.decode import decode_image
+from dq_cluster.images.framing import Framing
+from dq_cluster.images.weights import once
 from tests.pictures import crops
 
 
@@ -131,9 +141,9 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
         load_backbone(BackboneSettings(kind="onnx", path=str(tmp_path / "none.onnx")))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
-def test_a_package_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="pip install timm"):
+def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install timm, or .*dq-cluster\[backbones\]"):
         load_backbone(BackboneSettings(kind="timm", name="resnet50"))
 
 
@@ -144,3 +154,82 @@ def test_a_cache_that_cannot_be_written_is_named(
     monkeypatch.setenv("DQ_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(StorageRefusedError, match=r"DQ_CACHE=.*file/cache.*Not a directory; check"):
         load_backbone(BackboneSettings())
+
+
+def test_an_onnx_file_with_its_preprocessing_beside_it(tmp_path: Path) -> None:
+    path = pooling_graph(tmp_path / "m.onnx", TensorProto.FLOAT, ["n", 3, 24, 24], [2, 3])
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.2, 0.1]
+    config = {
+        "size": {"shortest_edge": 30},
+        "crop_size": {"height": 24, "width": 24},
+        "image_mean": mean,
+        "image_std": std,
+        "resample": 3,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    backbone = load_backbone(BackboneSettings(kind="onnx", path=str(path)))
+    assert backbone.frame == Framing(size=24, scale=30)
+    images = np.stack([decode_image(data, backbone.frame) for data in crops(4)])
+    expected = (images / 255 - mean).mean((1, 2)) / std
+    np.testing.assert_allclose(backbone.features(images), expected, rtol=1e-3, atol=1e-4)
+    (tmp_path / "preprocessor_config.json").unlink()  # the card knows
+    assert load_backbone(backbone.preprocessing).frame == backbone.frame
+    wrong = BackboneSettings(kind="onnx", path=str(path), framing=Framing(size=32, scale=32))
+    with pytest.raises(InputError, match=r"takes squares of 24 pixels, and framing makes.*32"):
+        load_backbone(wrong)
+
+
+def text_graph(path: Path, vocabulary: int) -> None:
+    """An ONNX file that looks up a vector of three numbers for each token."""
+    table = np.random.default_rng(3).normal(size=(vocabulary, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])],
+        "words",
+        [
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["n", "t"]),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["n", "t"]),
+        ],
+        [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["n", "t", 3])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    opset = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
+
+
+def test_an_onnx_file_with_a_text_network_beside_it(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    vocabulary = {"?": 0, "cat": 1, "dog": 2, "boat": 3}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    path = pooling_graph(tmp_path / "m.onnx", TensorProto.FLOAT, ["n", 3, 24, 24], [2, 3])
+    text_graph(tmp_path / "text_model.onnx", 4)
+    words.save(str(tmp_path / "tokenizer.json"))
+    backbone = load_backbone(BackboneSettings(kind="onnx", path=str(path)))
+    assert backbone.text is not None
+    together = backbone.text.features(["cat", "dog boat cat"])
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
+    for row, alone in enumerate(["cat", "dog boat cat"]):  # padding changes nothing
+        np.testing.assert_allclose(backbone.text.features([alone])[0], together[row], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(backbone.features(pixels(3, 24)), axis=1), 1, rtol=1e-5
+    )
+    assert load_backbone(backbone.preprocessing).preprocessing == backbone.preprocessing
+    text_graph(tmp_path / "text_model.onnx", 5)
+    with pytest.raises(IntegrityError, match=r"text_model.onnx and .*tokenizer.json hash to"):
+        load_backbone(backbone.preprocessing)
+
+
+def test_weights_are_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DQ_CACHE", str(tmp_path / "cache"))
+    made = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "weights").write_bytes(b"1")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: once(tmp_path / "kept", make), range(8)))
+    assert len(made) == 1
+    (tmp_path / "kept" / ".complete").unlink()  # as if the process had ended in between
+    once(tmp_path / "kept", make)
+    assert len(made) == 2

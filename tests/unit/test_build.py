@@ -185,6 +185,7 @@ def test_the_stages_are_measured_on_the_first_images(tmp_path: Path) -> None:
 
 
 def test_pile_and_index_come_as_words_or_in_a_file(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a.png": crops(1)[0]})
     words = _of_pile(None, str(tmp_path), "index", ["sample=9"])
     asked = load_settings(BuildSettings, None, words)
     assert (asked.source.uri, asked.source.kind, asked.sample) == (str(tmp_path), "folder", 9)

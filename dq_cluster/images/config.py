@@ -33,10 +33,10 @@ class SourceSettings(Settings):
     """A collection of images, or of features, at `uri` (a local path or `s3://`).
 
     Kind `folder`: image files; the id is the path below `uri`, `label` the folder of the image.
-    `parquet`: files with an `image_column` of encoded bytes. `webdataset`: tars; the id is the key.
-    `inventory`: Parquet files whose `uri_column` names each image; only URIs that begin with a
-    prefix in `allow` (`https://img.example.com/`, `s3://photos/`, `/data/`) are read. `features`:
-    Parquet files with a `feature_column`, or `.npy` files.
+    `parquet`: files, Parquet or Arrow, with an `image_column` of encoded bytes. `webdataset`: tars;
+    the id is the key. `inventory`: such files whose `uri_column` names each image; only URIs that
+    begin with a prefix in `allow` (`https://img.example.com/`, `s3://photos/`, `/data/`) are read.
+    `features`: such files with a `feature_column`, or `.npy` files.
 
     uri: a file, a folder, or a prefix. id_column: the ids; also `row` or `path`. image_column:
     encoded images. uri_column: addresses of images. feature_column: features. columns: carried into

@@ -30,8 +30,9 @@ from dq_cluster.images.columns import (
     payload_column,
     type_of,
 )
+from dq_cluster.images.damage import is_damage
 from dq_cluster.images.skipped import Skipped, skipped_text
-from dq_cluster.images.tables import is_damage, open_rows, row_files, split_uri
+from dq_cluster.images.tables import open_rows, row_files, split_uri
 from dq_cluster.index.ids import joined
 from dq_cluster.storage import Storage
 

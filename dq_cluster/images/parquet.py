@@ -27,11 +27,11 @@ from dq_cluster.images.columns import (
     type_of,
 )
 from dq_cluster.images.config import SourceSettings
+from dq_cluster.images.damage import is_damage
 from dq_cluster.images.decode import Reason
 from dq_cluster.images.skipped import Skipped, skipped_text
 from dq_cluster.images.tables import (
     RowFile,
-    is_damage,
     open_rows,
     row_files,
     split_uri,

@@ -1,4 +1,4 @@
-"""Files of rows: Parquet, and arrays that others saved with NumPy, read alike as columns.
+"""Files of rows: Parquet, Arrow, and arrays that others saved with NumPy, read alike as columns.
 
 An array `<name>.npy` of vectors (rows, dim) has one column, `feature`. In a folder as
 clip-retrieval writes it, what `metadata/metadata_<n>.parquet` knows about the rows of
@@ -14,11 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dq_cluster.errors import InputError
+from dq_cluster.images.arrow_files import SUFFIX as ARROW
+from dq_cluster.images.arrow_files import ArrowFile, is_cached
+from dq_cluster.images.damage import is_damage
 from dq_cluster.images.skipped import Skipped, list_named
 from dq_cluster.storage import FileInfo, Storage, translated
 
-# Of Parquet files, as their writers name them.
-SUFFIXES = (".parquet", ".parq", ".pq", ".parquet.gzip", ".parquet.snappy", ".parquet.zstd")
+# Of Parquet files, as their writers name them, and of Arrow files.
+PARQUET = (".parquet", ".parq", ".pq", ".parquet.gzip", ".parquet.snappy", ".parquet.zstd")
+SUFFIXES = (*PARQUET, ARROW)
 FEATURE = "feature"  # the column that an array is
 ARRAY = ".npy"
 _ARRAY_GROUP = 8192  # rows of an array that are read together
@@ -45,6 +49,8 @@ class RowFile(Protocol):
 
 def open_rows(storage: Storage, path: str) -> RowFile:
     """Open a file of rows. Raises InputError, naming it, for one that is not what it should be."""
+    if path.lower().endswith(ARROW):
+        return ArrowFile(storage.local(path), f"{storage.uri}/{path}")
     if not _is_array(path):
         return _Parquet(storage, path)
     about = _about(path)
@@ -60,14 +66,15 @@ def row_files(storage: Storage, skipped: Skipped, *, arrays: bool) -> Iterator[F
     holds the features: raises InputError.
     """
     if not arrays:
-        yield from list_named(storage, SUFFIXES, skipped)
+        yield from _without_caches(list_named(storage, SUFFIXES, skipped), skipped)
         return
-    files = list(list_named(storage, (*SUFFIXES, ARRAY), skipped))
+    named = list_named(storage, (*SUFFIXES, ARRAY), skipped)
+    files = list(_without_caches(named, skipped))
     vectors = [info for info in files if _is_array(info.path)]
     if not any(_about(info.path) for info in vectors):
         if vectors and len(vectors) < len(files):
             raise InputError(
-                f"{storage.uri} holds {len(vectors)} .npy and {len(files) - len(vectors)} Parquet "
+                f"{storage.uri} holds {len(vectors)} .npy and {len(files) - len(vectors)} other "
                 f"files ({vectors[0].path}, …); name the folder of those that hold the features"
             )
         yield from files
@@ -78,6 +85,14 @@ def row_files(storage: Storage, skipped: Skipped, *, arrays: bool) -> Iterator[F
             yield info
         elif info.path not in used:
             skipped.add_file(info.path)
+
+
+def _without_caches(files: Iterator[FileInfo], skipped: Skipped) -> Iterator[FileInfo]:
+    for info in files:
+        if is_cached(info.path):
+            skipped.add_file(info.path)
+        else:
+            yield info
 
 
 def split_uri(uri: str) -> tuple[Storage, str]:
@@ -93,16 +108,6 @@ def split_uri(uri: str) -> tuple[Storage, str]:
             return storage, ""
     folder, _, name = storage.uri.rpartition("/")
     return Storage(folder or "/"), name
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether the file itself is damaged, and not its access or a lack of memory the cause.
-
-    Arrow reports damage, too, as OSError; a filesystem's has a number, a cause, or a kind.
-    """
-    if not isinstance(error, OSError):
-        return not isinstance(error, MemoryError)
-    return type(error) is OSError and not error.errno and not error.__cause__
 
 
 class _Parquet:

@@ -19,7 +19,7 @@ from dq_cluster.errors import DqError, NotFoundError
 from dq_cluster.images.columns import column_of, payload_column
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import decode_image
-from dq_cluster.images.tables import SUFFIXES
+from dq_cluster.images.tables import PARQUET, SUFFIXES, open_rows
 from dq_cluster.images.tars import choose_image, is_image, split_member
 from dq_cluster.images.values import as_images, may_be_images
 from dq_cluster.storage import Storage
@@ -60,21 +60,22 @@ def thumbnail(uri: str | None, limits: ImageLimits, size: int = 160) -> bytes:
 
 def _row(storage: Storage, name: str, row: int, max_bytes: int) -> bytes:
     """The image of one row. Its whole row group is read, if it has no more than `max_bytes`."""
-    with storage.open(name) as handle:
-        file = pq.ParquetFile(handle)
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    if name.lower().endswith(PARQUET):
+        with storage.open(name) as handle:
+            metadata = pq.read_metadata(handle)
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         ends = np.cumsum([group.num_rows for group in groups])
         at = int(np.searchsorted(ends, row, side="right"))
         if at == len(groups) or groups[at].total_byte_size > max_bytes:
             raise NotFoundError("no picture")
-        name = payload_column(file.schema_arrow, "image", "image", "images", may_be_images)
-        table = file.read_row_group(at, columns=[name])
-        table = table.slice(row - int(ends[at]) + groups[at].num_rows, 1)
-        image = as_images(table.schema.field(name).type).read(column_of(table, name))
-        data = image[0].as_py()
-    if not isinstance(data, bytes):
-        raise NotFoundError("no picture")
-    return data
+    file = open_rows(storage, name)
+    column = payload_column(file.schema, "image", "image", "images", may_be_images)
+    for table in file.batches(row, row + 1, [column], 1):
+        images = column_of(table, column)
+        data = as_images(images.type).read(images)[0].as_py()
+        if isinstance(data, bytes):
+            return data
+    raise NotFoundError("no picture")
 
 
 def _member(storage: Storage, name: str, key: str, limits: ImageLimits) -> bytes:

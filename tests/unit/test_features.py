@@ -293,7 +293,7 @@ def test_a_damaged_array_is_named(tmp_path: Path) -> None:
 def test_what_holds_the_features_must_be_plain(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", VALUES)
     np.save(tmp_path / "b.npy", VALUES)
-    with pytest.raises(InputError, match=r"1 \.npy and 1 Parquet files \(b\.npy, …\); name"):
+    with pytest.raises(InputError, match=r"1 \.npy and 1 other files \(b\.npy, …\); name"):
         open_features(str(tmp_path))
     (tmp_path / "other").mkdir()
     np.savez(tmp_path / "other" / "a.npz", VALUES)

@@ -167,25 +167,44 @@ def _amount(kind: str, amount: float) -> str:
 def wait_for_room(needs: Iterable[Need], advice: str, *, now: bool = True) -> None:
     """Return when all of `needs` fit on the cluster's nodes together; `now`: beside all that runs.
 
-    Says what it waits for. Raises InputError, with the numbers and `advice`, when it has waited
-    long enough: at once for what a Ray of this machine does not have.
+    Says what it waits for, and asks a cluster that grows by itself for the nodes that are missing:
+    actors, which would make it grow, are not there yet. Raises InputError, with the numbers and
+    `advice`, when it has waited long enough: at once for what a Ray of this machine does not have.
     """
     needs = list(needs)
     patience = patience_of(os.environ)
     started = time.monotonic()
     spoke = started + _QUIET_S - _LINE_EVERY_S
-    while True:
-        clock = time.monotonic()
-        wait = decide(needs, cluster_nodes(), patience, clock - started, now=now)
-        if wait is None:
-            return
-        if wait.left <= 0:
-            waited = f" (waited {clock - started:.0f} s, {WAIT})" if clock - started >= 1 else ""
-            raise InputError(f"{wait.missing}: {advice}{waited}")
-        if clock - spoke >= _LINE_EVERY_S:
-            spoke = clock
-            log.info("waiting: %s; %.0f s left", wait.missing, wait.left)
-        time.sleep(min(1.0, wait.left))
+    asked = False
+    try:
+        while True:
+            clock = time.monotonic()
+            nodes = cluster_nodes()
+            wait = decide(needs, nodes, patience, clock - started, now=now)
+            if wait is None:
+                return
+            if wait.left <= 0:
+                waited = (
+                    f" (waited {clock - started:.0f} s, {WAIT})" if clock - started >= 1 else ""
+                )
+                raise InputError(f"{wait.missing}: {advice}{waited}")
+            if not asked and shortage(needs, [node.total for node in nodes]):
+                asked = True
+                _ask_for_nodes(needs)
+            if clock - spoke >= _LINE_EVERY_S:
+                spoke = clock
+                log.info("waiting: %s; %.0f s left", wait.missing, wait.left)
+            time.sleep(min(1.0, wait.left))
+    finally:
+        if asked:  # nodes that came stay for their actors from now on
+            _ask_for_nodes([])
+
+
+def _ask_for_nodes(needs: Sequence[Need]) -> None:
+    """Tell Ray's autoscaler, where there is one, what has to have a place at once."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[dict(_asked(need)) for need in needs for _ in range(need.count)])
 
 
 def patience_of(environment: Mapping[str, str]) -> Patience:

@@ -1,11 +1,14 @@
 """What Ray says of its nodes, and how what happens in its processes reaches the driver."""
 
+import json
 import logging
 import time
 from collections.abc import Mapping
 
 import pytest
 import ray
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray.experimental.internal_kv import _internal_kv_get
 
 from dq_cluster.cluster import ray_cluster
 from dq_cluster.cluster.room import WAIT, Need, Node, Patience, cluster_nodes, decide, wait_for_room
@@ -73,6 +76,21 @@ def test_what_is_taken_is_waited_for(
     assert len(views) > 1
     assert caplog.messages[0].startswith("waiting: no room for 1 of 1 actors, each 1 CPU; of the")
     assert caplog.messages[0].endswith(" s left")
+
+
+def test_nodes_that_are_missing_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that grows by itself has no other sign that somebody waits."""
+    monkeypatch.setenv(WAIT, "60")
+    asked: list[bytes] = []
+
+    def view() -> list[Node]:
+        asked.append(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"[]")
+        return cluster_nodes() if len(asked) > 1 else []
+
+    monkeypatch.setattr("dq_cluster.cluster.room.cluster_nodes", view)
+    wait_for_room([Need("actors", 2, {"CPU": 2, "GPU": 0})], "")
+    assert [json.loads(each) for each in asked] == [[], [{"CPU": 2}, {"CPU": 2}]]
+    assert _internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) == b"[]"
 
 
 def test_a_report_reaches_the_log(

@@ -260,6 +260,19 @@ def read_codes(
         yield codes, batch.column("cell").to_numpy()
 
 
+def read_bare_codes(
+    file: pq.ParquetFile, geometry: CodeGeometry, local: Path | None
+) -> Iterator[np.ndarray]:
+    """The codes (n, code_size) uint8 of consecutive rows without their cells, as `read_codes`."""
+    yield from _read(file, "code", geometry.code_size, local)
+
+
+def read_cells(file: pq.ParquetFile) -> Iterator[np.ndarray]:
+    """The cells (n,) int32 of consecutive rows."""
+    for batch in _decoded(file, ["cell"]):
+        yield batch.column("cell").to_numpy()
+
+
 def read_second_codes(
     file: pq.ParquetFile, geometry: CodeGeometry, local: Path | None
 ) -> Iterator[np.ndarray]:

@@ -18,7 +18,8 @@ FRAGMENT_ROWS = 65536
 ID_BYTES = 8
 STORAGE_OVERHEAD = 1.2
 ROW_BYTES = 2
-LABEL_BYTES = 8  # faiss keeps a number with every code in a cell
+CELL_ROW_BYTES = 1.5  # in place of ROW_BYTES: lists, and the runs of rows that they are made of
+LABEL_BYTES = 8  # faiss keeps a number with every code on its way to a GPU
 PROCESS_BYTES = 300 * 10**6
 
 
@@ -53,16 +54,16 @@ class Sizing(Settings):
     fragments: int
 
 
-def row_bytes(code_size: int, *, cells: bool, packed: bool, gpu: bool = False) -> int:
+def row_bytes(code_size: int, *, cells: bool, packed: bool, gpu: bool = False) -> float:
     """Memory that a replica needs for every row of a version while it loads it.
 
-    packed: whether faiss makes a second copy, for fast-scan, before the first can go; gpu: whether
-    the codes are first put into lists for a GPU.
+    cells: in files that have some 16 rows for each cell; `search.room` counts what smaller ones
+    take. packed: whether codes are for fast-scan, of which faiss makes a second copy before the
+    first can go, unless they lie in cells; gpu: whether they are first put into lists for a GPU.
     """
-    held = code_size + (LABEL_BYTES if cells else 0)
-    again = held if packed else 0
-    lists = code_size + LABEL_BYTES if gpu else 0
-    return ROW_BYTES + held + max(again, lists)
+    again = code_size if packed and not cells else 0
+    lists = (2 if cells else 1) * code_size + LABEL_BYTES if gpu else 0
+    return code_size + (CELL_ROW_BYTES if cells else ROW_BYTES) + max(again, lists)
 
 
 def size_index(request: SizingRequest) -> Sizing:

@@ -1,30 +1,38 @@
 """The codes of one segment, in a faiss index."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import faiss
 import numpy as np
+import pyarrow.parquet as pq
 
 from dq_cluster.errors import InputError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.codefile import open_code_file, read_codes
+from dq_cluster.index.codefile import open_code_file, read_bare_codes, read_cells
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.search import faiss_index
+from dq_cluster.search.cells import CellCodes
 from dq_cluster.search.codebooks import Codebooks
 from dq_cluster.search.gpu import Lists
 from dq_cluster.search.segments import Segment
 from dq_cluster.storage.scratch import scratch_memory
 
+_Column = Callable[[pq.ParquetFile, Path | None], Iterator[np.ndarray]]
+
 
 class Codes:
     """Codes (n, code_size) uint8 of an immutable segment, and the faiss index that scans them.
 
-    In an IVF geometry `cells` (n,) are theirs. index: where faiss already has the codes. lists: the
-    same codes on a GPU.
+    In an IVF geometry `cells` (n,) are theirs unless `codes` know them, and there is no `index`:
+    the lists of all segments are scanned together. index: where faiss already has the codes.
+    lists: the same codes on a GPU.
     """
 
     def __init__(
         self,
-        codes: np.ndarray,
+        codes: np.ndarray | CellCodes,
         codebooks: Codebooks,
         cells: np.ndarray | None = None,
         *,
@@ -32,17 +40,14 @@ class Codes:
         lists: Lists | None = None,
     ) -> None:
         geometry = codebooks.geometry
-        self.codes, self.lists = codes, lists
-        if index is not None:
-            self.index = index
-        elif not geometry.nlist:
+        self.codes, self.lists, self.index = codes, lists, index
+        if geometry.nlist:
+            if isinstance(codes, np.ndarray):
+                if cells is None or codebooks.coarse is None:
+                    raise InputError("an IVF geometry needs the cells and the coarse centroids")
+                self.codes = CellCodes.of(codes, cells, codebooks.vectors, geometry)
+        elif index is None and isinstance(codes, np.ndarray):
             self.index = faiss_index.flat(codes, codebooks.vectors, geometry)
-        elif cells is not None and codebooks.coarse is not None:
-            self.index = faiss_index.ivf(
-                codes, cells, codebooks.vectors, codebooks.coarse, geometry
-            )
-        else:
-            raise InputError("an IVF geometry needs the cells and the coarse centroids")
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -59,35 +64,54 @@ class Codes:
     ) -> "Codes":
         """Read the codes of `segment` from storage, also to the GPU if asked.
 
-        8-bit flat codes are held once, in faiss' memory; other codes also in a temporary file,
+        8-bit codes, and those with cells, are held once; flat 4-bit codes also in a temporary file,
         memory-mapped. Raises IntegrityError for a file that disagrees with the manifest, and
         ConfigError where there is no GPU for it; StorageError where storage fails or the disk of
         the temporary file has no room.
         """
         geometry, flat = manifest.geometry, None
+
+        def read(what: _Column) -> Iterator[np.ndarray]:
+            for entry in segment.files:
+                local = index.storage.local(entry.path)
+                with open_code_file(
+                    index.storage, entry, model=manifest.model, geometry=geometry
+                ) as file:
+                    yield from what(file, local)
+
+        def stored(file: pq.ParquetFile, local: Path | None) -> Iterator[np.ndarray]:
+            return read_bare_codes(file, geometry, local)
+
+        if geometry.nlist:
+            in_cells = CellCodes(
+                read(lambda file, _: read_cells(file)),
+                lambda: read(stored),
+                codebooks.vectors,
+                geometry,
+            )
+            lists = _on_gpu(in_cells, codebooks) if gpu else None
+            return cls(in_cells, codebooks, lists=lists)
         if not _is_mapped(geometry):
             flat = faiss_index.unfilled(segment.rows, codebooks.vectors, geometry)
             codes = faiss_index.codes_of(flat)
         else:
             codes = _mapped(segment.rows, geometry.code_size)
-        cells = np.empty(segment.rows, np.int32) if geometry.nlist else None
         row = 0
-        for entry in segment.files:
-            local = index.storage.local(entry.path)
-            with open_code_file(
-                index.storage, entry, model=manifest.model, geometry=geometry
-            ) as file:
-                for stored, of_block in read_codes(file, geometry, local):
-                    here = slice(row, row + len(stored))
-                    codes[here] = stored
-                    if cells is not None and of_block is not None:
-                        cells[here] = of_block
-                    row = here.stop
+        for block in read(stored):
+            codes[row : row + len(block)] = block
+            row += len(block)
         lists = None
         if gpu:
-            lists = Lists(codes, codebooks, cells)
+            lists = Lists(codes, codebooks)
             lists.to_gpu()
-        return cls(codes, codebooks, cells, index=flat, lists=lists)
+        return cls(codes, codebooks, index=flat, lists=lists)
+
+
+def _on_gpu(codes: CellCodes, codebooks: Codebooks) -> Lists:
+    rows = np.arange(len(codes))
+    lists = Lists(codes[rows], codebooks, codes.runs.cells_of(rows))
+    lists.to_gpu()
+    return lists
 
 
 def scratch_bytes(geometry: CodeGeometry) -> int:
@@ -96,7 +120,7 @@ def scratch_bytes(geometry: CodeGeometry) -> int:
 
 
 def _is_mapped(geometry: CodeGeometry) -> bool:
-    return geometry.nbits == 4 or geometry.nlist > 0
+    return geometry.nbits == 4 and not geometry.nlist
 
 
 def _mapped(rows: int, width: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """faiss indexes over codes that already exist: nothing is trained, nothing is encoded again."""
 
+import ctypes
 import functools
 import time
 
@@ -9,6 +10,7 @@ import numpy as np
 from dq_cluster.geometry import CodeGeometry
 
 _METRICS = {"l2": faiss.METRIC_L2, "ip": faiss.METRIC_INNER_PRODUCT}
+BLOCK = 32  # codes that fast-scan packs together
 _CHUNK = 1 << 20
 _SAMPLE = 1 << 16
 _REPEATS = 4  # the best of them: other processes only ever add time
@@ -35,28 +37,69 @@ def codes_of(index: faiss.IndexPQ) -> np.ndarray:
 
 def flat(codes: np.ndarray, codebooks: np.ndarray, geometry: CodeGeometry) -> faiss.Index:
     """An index that scans every code: IndexPQ, or IndexPQFastScan for 4-bit codes."""
-    index = unfilled(len(codes), codebooks, geometry)
-    codes_of(index)[:] = codes
+    index = _filled(codes, codebooks, geometry)
     return faiss.IndexPQFastScan(index) if scans_fast(geometry) else index
 
 
-def ivf(
+def over_lists(
+    sizes: np.ndarray,
     codes: np.ndarray,
-    cells: np.ndarray,
+    numbers: np.ndarray | None,
     codebooks: np.ndarray,
-    coarse: faiss.IndexFlat,
     geometry: CodeGeometry,
-) -> faiss.Index:
-    """An index that scans the codes of the nearest cells; codes are not residuals.
+) -> faiss.IndexIVF:
+    """An index over inverted lists that lie in memory already, for `search_preassigned` alone.
 
-    IndexIVFPQ, or IndexIVFPQFastScan where `scans_fast`. `coarse` is shared, not copied.
+    sizes (l,): the rows of each list; codes (l,): addresses of their codes, packed for fast-scan
+    where `scans_fast`; numbers (l,): addresses of their int64 numbers, None for an index that is
+    asked for pairs of list and offset only. Codes are not residuals. The caller keeps the memory.
     """
-    index = in_lists(codes, cells, codebooks, coarse, geometry)
-    if not scans_fast(geometry):
-        return index
-    fast = faiss.IndexIVFPQFastScan(index)
-    fast.referenced_objects = [coarse]  # not the codes that were copied
-    return fast
+    lists = faiss.OnDiskInvertedLists()  # the only ones that do not own their codes
+    lists.nlist, lists.code_size, lists.read_only = len(sizes), geometry.code_size, True
+    lists.prefetch_nthread = 0  # its threads would read numbers that may not exist
+    lists.lists.resize(len(sizes))
+    table = np.empty((len(sizes), 3), np.uint64)  # rows, capacity, address of the codes
+    table[:, 0], table[:, 2] = sizes, codes
+    # Numbers are looked for `capacity` times `code_size` bytes behind the codes.
+    table[:, 1] = sizes if numbers is None else numbers - codes
+    ctypes.memmove(int(lists.lists.data().this), table.ctypes.data, table.nbytes)
+    kind = faiss.IndexIVFPQ if numbers is None else faiss.IndexIVFPQFastScan
+    metric = _METRICS[geometry.metric]
+    coarse = faiss.IndexFlat(geometry.dim, metric)  # never asked
+    index = kind(coarse, geometry.dim, max(1, len(sizes)), geometry.m, geometry.nbits, metric)
+    index.by_residual = False
+    faiss.copy_array_to_vector(codebooks.astype(np.float32).ravel(), index.pq.centroids)
+    index.is_trained = True
+    index.nlist = lists.nlist
+    index.replace_invlists(lists, False)
+    if numbers is not None:
+        lists.code_size = 1
+    index.ntotal = int(sizes.sum())
+    index.referenced_objects = [coarse, lists]
+    return index
+
+
+def packed(codes: np.ndarray, codebooks: np.ndarray, geometry: CodeGeometry) -> np.ndarray:
+    """4-bit codes (n, code_size), full blocks of them, as fast-scan reads them: the same shape."""
+    index = faiss.IndexPQFastScan(_filled(codes, codebooks, geometry))
+    return faiss.rev_swig_ptr(index.codes.get(), codes.size).reshape(codes.shape).copy()
+
+
+def unpacked(blocks: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The codes (…, code_size) at `places` (…) of what `packed` made of codes (n, code_size)."""
+    width = blocks.shape[1]
+    lane = places % BLOCK
+    low, shift = lane & 15, (lane & 16) >> 2
+    byte = np.where(low < 8, 2 * low, 2 * low - 15)
+    at = ((places - lane) * width + byte)[..., None] + BLOCK * np.arange(width)
+    flat, shift = blocks.reshape(-1), shift[..., None].astype(np.uint8)
+    return (flat[at] >> shift & 15) | (flat[at + 16] >> shift & 15) << 4
+
+
+def _filled(codes: np.ndarray, codebooks: np.ndarray, geometry: CodeGeometry) -> faiss.IndexPQ:
+    index = unfilled(len(codes), codebooks, geometry)
+    codes_of(index)[:] = codes
+    return index
 
 
 def in_lists(

@@ -1,21 +1,43 @@
 """Whether codes fit the memory of this process, and its GPU, before they are loaded."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dq_cluster.errors import DoesNotFitError
 from dq_cluster.geometry import CodeGeometry
-from dq_cluster.index.sizing import row_bytes
-from dq_cluster.search.faiss_index import scans_fast
+from dq_cluster.index.sizing import CELL_ROW_BYTES, row_bytes
+from dq_cluster.search.cells import LIST_BYTES, RUN_BYTES
+from dq_cluster.search.faiss_index import BLOCK, scans_fast
+from dq_cluster.search.segments import Segment
 
 _GPU_LABEL_BYTES = 4
 _GPU_WORK_BYTES = 1536 << 20  # what faiss takes of a GPU for its own work
 
 
-def check_fits(rows: int, geometry: CodeGeometry, allowed_bytes: int, *, gpu: bool = False) -> None:
-    """Raise DoesNotFitError where loading `rows` codes takes more memory than `allowed_bytes`."""
+def check_fits(
+    rows: int,
+    geometry: CodeGeometry,
+    allowed_bytes: int,
+    *,
+    gpu: bool = False,
+    segments: Sequence[Segment] = (),
+) -> None:
+    """Raise DoesNotFitError where loading `rows` codes takes more memory than `allowed_bytes`.
+
+    segments: that have them; with cells, many small files take more.
+    """
     cells, packed = geometry.nlist > 0, scans_fast(geometry)
     needed = rows * row_bytes(geometry.code_size, cells=cells, packed=packed, gpu=gpu)
+    if cells:
+        needed += max(0, _list_bytes(segments, geometry) - rows * CELL_ROW_BYTES)
     _check(rows, geometry, "", needed, allowed_bytes)
+
+
+def _list_bytes(segments: Sequence[Segment], geometry: CodeGeometry) -> int:
+    """What lists take beside the codes: each, what fills them up, and their runs."""
+    runs = sum(min(file.rows, geometry.nlist) for segment in segments for file in segment.files)
+    filling = BLOCK // 2 * geometry.code_size if scans_fast(geometry) else 0
+    return runs * RUN_BYTES + len(segments) * geometry.nlist * (LIST_BYTES + filling)
 
 
 def check_fits_gpu(rows: int, geometry: CodeGeometry, allowed_bytes: int) -> None:
@@ -24,7 +46,7 @@ def check_fits_gpu(rows: int, geometry: CodeGeometry, allowed_bytes: int) -> Non
     _check(rows, geometry, " of the GPU", needed, allowed_bytes)
 
 
-def _check(rows: int, geometry: CodeGeometry, where: str, needed: int, allowed: int) -> None:
+def _check(rows: int, geometry: CodeGeometry, where: str, needed: float, allowed: int) -> None:
     if needed > allowed:
         raise DoesNotFitError(
             f"{rows:,} codes of {geometry.code_size} bytes need {needed / 1e9:.3f} GB{where}, "

@@ -15,20 +15,22 @@ import numpy as np
 
 from dq_cluster.errors import InputError
 from dq_cluster.search import faiss_index
+from dq_cluster.search.cells import RUN_BYTES, CellCodes
 from dq_cluster.search.codebooks import Codebooks
 from dq_cluster.search.codes import Codes
 from dq_cluster.search.exact import ExactScores
 from dq_cluster.search.merge import MISSING, best
 from dq_cluster.search.placement import Places
-from dq_cluster.search.scan import Cells, Flat, OnGpu, Scan, SelectedFlat
+from dq_cluster.search.scan import Cells, Flat, InCells, OnGpu, Scan, SelectedCells, SelectedFlat
 from dq_cluster.search.selection import Selection
 from dq_cluster.search.stacked import Stacked
 
 _TOGETHER = 64  # queries whose candidates are scored at once: what a cache holds
 _ROUNDING = 1e-5  # of the largest possible score: generous for float32 sums of 256 terms
 _LARGE_SHARE = 0.25  # of the rows: where so many may be found, the others are passed over
+_LARGE_SHARE_OF_CELLS = 1 / 64  # copying rows costs more than scoring some thousand
 _LEAST_ROOM = 32 << 20
-_PASSED = 32  # times the usual candidates, among which no more may be passed over
+_PASSED = 8  # times the usual candidates over the share: then no more are passed over
 
 
 class Searcher:
@@ -54,7 +56,12 @@ class Searcher:
         self._segments, self._codebooks, self._live = segments, codebooks, live
         self._codes = Stacked([segment.codes for segment in segments], self.geometry.code_size)
         self._flat = None if self.geometry.nlist else Flat(segments, codebooks)
-        self._selected: WeakKeyDictionary[Selection, SelectedFlat] = WeakKeyDictionary()
+        self._in_order = [s.codes for s in segments if isinstance(s.codes, CellCodes)]
+        self._cells = Cells(self._in_order, codebooks) if self.geometry.nlist else None
+        self._share = _LARGE_SHARE_OF_CELLS if self.geometry.nlist else _LARGE_SHARE
+        self._selected: WeakKeyDictionary[Selection, SelectedFlat | SelectedCells] = (
+            WeakKeyDictionary()
+        )
         self.room = max(_LEAST_ROOM, len(self._codes) * self.geometry.code_size // 8)
         self._listed = bool(segments) and all(segment.lists is not None for segment in segments)
 
@@ -93,8 +100,9 @@ class Searcher:
 
     def weight(self, rows: Selection) -> int:
         """Bytes that keeping a selection takes, with what makes searching in it fast."""
-        copied = not self.geometry.nlist and rows.count < _LARGE_SHARE * rows.rows
-        return rows.nbytes + copied * rows.count * (self.geometry.code_size + 4)
+        copied = rows.count < self._share * rows.rows
+        beside = 4 + (RUN_BYTES if self.geometry.nlist else 0)
+        return rows.nbytes + copied * rows.count * (self.geometry.code_size + beside)
 
     def embeddings(self, ordinals: np.ndarray) -> np.ndarray:
         """What the codes of rows (n,) stand for: (n, dim) float32."""
@@ -111,10 +119,10 @@ class Searcher:
         count = self.places.rows if rows is None else rows.count
         pending = np.arange(len(queries) if count else 0)
         first = 2 * k + 16 if self.geometry.nbits == 4 else k + 8
-        passing = count >= _LARGE_SHARE * self.places.rows
+        passing = count >= self._share * self.places.rows
         depth = int(first * self.places.rows / count) if passing and count else first
         while pending.size:
-            if passing and rows is not None and depth > _PASSED * first:
+            if passing and rows is not None and depth > _PASSED * first / self._share:
                 passing, depth = False, first
             scan = self._scan(nprobe, None if passing else rows, depth)
             depth = min(depth, scan.rows)
@@ -151,16 +159,20 @@ class Searcher:
             on_gpu = OnGpu(self._segments, self._codebooks, nprobe)
             if on_gpu.reach(depth):
                 return on_gpu
-        if self._flat is None:
-            return Cells(self._segments, self._codebooks, nprobe, only)
         if only is None:
-            return self._flat
+            return self._flat or InCells(self._cells, nprobe)
         scan = self._selected.get(only)
         if scan is None:
             lasting = self.weight(only) <= self.room // 2
-            scan = SelectedFlat(self._segments, self._codebooks, only, keep=lasting)
-            self._selected[only] = scan
-        return scan
+            scan = self._copied(only, keep=lasting)
+            if lasting or isinstance(scan, SelectedFlat):
+                self._selected[only] = scan
+        return scan if isinstance(scan, SelectedFlat) else InCells(scan, nprobe)
+
+    def _copied(self, only: Selection, *, keep: bool) -> SelectedFlat | SelectedCells:
+        if self._flat is None:
+            return SelectedCells(self._in_order, self._codebooks, only)
+        return SelectedFlat(self._segments, self._codebooks, only, keep=keep)
 
     def _slack(self, queries: np.ndarray, exact: ExactScores, *, rounded: bool) -> np.ndarray:
         """By how much (n,) faiss may rate a code below its score, at most.

@@ -175,8 +175,10 @@ def load_shard(
     segments = pack(shard.blocks, manifest.geometry.nlist)
     missing = store.missing(manifest, row_schema(index.storage, manifest), segments)
     new = sum(segment.rows for segment in missing)
-    rows = shard.rows if allowed_bytes else new
-    check_fits(rows, manifest.geometry, allowed_bytes or free_memory(), gpu=gpu)
+    counted = segments if allowed_bytes else missing
+    rows = sum(segment.rows for segment in counted)
+    allowed = allowed_bytes or free_memory()
+    check_fits(rows, manifest.geometry, allowed, gpu=gpu, segments=counted)
     if gpu:
         check_gpu(manifest.geometry)
         check_fits_gpu(new, manifest.geometry, free_gpu_memory())

@@ -139,7 +139,7 @@ def bare_faiss(uri: str, k: int, seconds: float) -> list[dict[str, Any]]:
     shard = load_whole(index, index.manifest())
     searcher, segments = shard.searcher, shard.segments
     loaded = time.perf_counter() - begin
-    codes = np.vstack([segment.codes.codes for segment in segments])
+    codes = np.vstack([each.codes.codes[np.arange(len(each.codes))] for each in segments])
     whole = flat(codes, shard.codebooks.vectors, searcher.geometry)
     queries = np.random.default_rng(1).normal(size=(64, DIM)).astype(np.float32)
     rows = []

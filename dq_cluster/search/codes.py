@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -40,7 +41,8 @@ class Codes:
         lists: Lists | None = None,
     ) -> None:
         geometry = codebooks.geometry
-        self.codes, self.lists, self.index = codes, lists, index
+        self.codes, self.lists = codes, lists
+        self.index: Any = index
         if geometry.nlist:
             if isinstance(codes, np.ndarray):
                 if cells is None or codebooks.coarse is None:

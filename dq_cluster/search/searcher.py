@@ -55,9 +55,12 @@ class Searcher:
         self.simd = faiss_index.choose_simd(self.geometry)
         self._segments, self._codebooks, self._live = segments, codebooks, live
         self._codes = Stacked([segment.codes for segment in segments], self.geometry.code_size)
-        self._flat = None if self.geometry.nlist else Flat(segments, codebooks)
         self._in_order = [s.codes for s in segments if isinstance(s.codes, CellCodes)]
-        self._cells = Cells(self._in_order, codebooks) if self.geometry.nlist else None
+        self._whole: Flat | Cells
+        if self.geometry.nlist:
+            self._whole = Cells(self._in_order, codebooks)
+        else:
+            self._whole = Flat(segments, codebooks)
         self._share = _LARGE_SHARE_OF_CELLS if self.geometry.nlist else _LARGE_SHARE
         self._selected: WeakKeyDictionary[Selection, SelectedFlat | SelectedCells] = (
             WeakKeyDictionary()
@@ -160,7 +163,7 @@ class Searcher:
             if on_gpu.reach(depth):
                 return on_gpu
         if only is None:
-            return self._flat or InCells(self._cells, nprobe)
+            return InCells(self._whole, nprobe) if isinstance(self._whole, Cells) else self._whole
         scan = self._selected.get(only)
         if scan is None:
             lasting = self.weight(only) <= self.room // 2
@@ -170,7 +173,7 @@ class Searcher:
         return scan if isinstance(scan, SelectedFlat) else InCells(scan, nprobe)
 
     def _copied(self, only: Selection, *, keep: bool) -> SelectedFlat | SelectedCells:
-        if self._flat is None:
+        if isinstance(self._whole, Cells):
             return SelectedCells(self._in_order, self._codebooks, only)
         return SelectedFlat(self._segments, self._codebooks, only, keep=keep)
 

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dq_cluster.search.cells import CellCodes
+
 
 class Stacked:
     """Arrays (n_i, width) of one dtype, indexed like the array (sum n_i, width) that they make."""
 
-    def __init__(self, arrays: Sequence[np.ndarray], width: int) -> None:
+    def __init__(self, arrays: Sequence[np.ndarray | CellCodes], width: int) -> None:
         self._arrays, self._width = arrays, width
         self._starts = np.cumsum([0, *map(len, arrays)])
 

@@ -8,6 +8,9 @@ from dq_cluster.config import Settings
 
 Metric = Literal["l2", "ip"]
 
+# What the parameters of a decoder of codes are multiples of: see `search.decoder`.
+DECODER_GRID = 2.0**-12
+
 
 class CodeGeometry(Settings):
     """Geometry of a product-quantized code, in faiss' terms.

@@ -23,7 +23,7 @@ from dq_cluster.index.models import ModelCard, read_tensors, write_model
 from dq_cluster.model.bundle import load_model, save_model
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
-from dq_cluster.model.fit import fit_anchors
+from dq_cluster.model.fit import fit_anchors, learn_to_decode
 from dq_cluster.search.placement import plan_shards
 from dq_cluster.search.segment_store import SegmentStore
 from dq_cluster.search.shard import LoadedShard
@@ -184,6 +184,7 @@ def make_model(
     nbits: Literal[4, 8] = 8,
     metric: Metric = "l2",
     refine_bits: int = 0,
+    decode_hidden: int = 0,
     seed: int = 0,
     preprocessing: dict[str, Any] | None = None,
     feature_dim: int = FEATURE_DIM,
@@ -193,6 +194,7 @@ def make_model(
         bits=m * nbits,
         nbits=nbits,
         refine_bits=refine_bits,
+        decode_hidden=decode_hidden,
         dim=dim,
         metric=metric,
         hidden=(24,),
@@ -208,6 +210,8 @@ def make_model(
         fit_anchors(network, embedding, seed=seed)
     if (second := settings.geometry.refine) is not None:
         network.refine_codebooks.copy_(torch.from_numpy(train_words(sample, second)))
+    if decode_hidden:
+        learn_to_decode(network, embedding, seed=seed)
     return save_model(
         Storage(uri), network, preprocessing=preprocessing or {}, training={}, evaluation={}
     )

@@ -34,6 +34,9 @@ def search(
     k_factor: Annotated[
         int | None, typer.Option(help="Candidates per neighbour that a second code re-ranks.")
     ] = None,
+    decode_factor: Annotated[
+        int | None, typer.Option(help="Candidates per neighbour that the decoder re-ranks.")
+    ] = None,
     version: Annotated[int | None, typer.Option(help="Version of the index to search.")] = None,
     include: Annotated[
         list[str] | None, typer.Option(help="Carried column to return; may be repeated.")
@@ -50,7 +53,13 @@ def search(
     key = os.environ.get("DQ_API_KEY")
     with Client(target, api_key=key, version=version) as client:
         answer = client.search(
-            image=image, id=id, k=k, nprobe=nprobe, k_factor=k_factor, include=include or ()
+            image=image,
+            id=id,
+            k=k,
+            nprobe=nprobe,
+            k_factor=k_factor,
+            decode_factor=decode_factor,
+            include=include or (),
         )
     emit(
         {

@@ -14,7 +14,8 @@ class EvaluateSettings(Settings):
     index: a folder or `s3://` prefix. version: default: the current version. database: features of
     the images in the version. queries: features of other images. feature_column: of both.
     id_column: the ids of database, as they were encoded. k: depth of mAP@k. k_factor: candidates
-    for each neighbour that the second code re-ranks, if there is one. max_queries: largest number
+    for each neighbour that the second code re-ranks, if there is one. decode_factor: that the
+    decoder re-ranks, if there is one. max_queries: largest number
     of queries.
     """
 
@@ -26,6 +27,7 @@ class EvaluateSettings(Settings):
     id_column: str = "id"
     k: int = Field(1000, gt=0)
     k_factor: int = Field(4, gt=0)
+    decode_factor: int = Field(10, gt=0)
     max_queries: int = Field(2000, gt=0)
 
 

@@ -12,7 +12,10 @@ from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.fit import PREPARED_BY, Prepared, embed_all, fit, prepare
 from dq_cluster.model.neighbours import Positives
+from dq_cluster.search.decoder import Decoder, Redecoder
 from dq_cluster.search.faiss_index import codes_of, unfilled
+from dq_cluster.search.merge import rerank
+from dq_cluster.search.placement import Places
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +30,13 @@ class Variant(NamedTuple):
 
 
 OURS = "DeepQuan"
+# Candidates that a decoder re-ranks: ten for each neighbour of recall@10.
+_DECODED = 100
 VARIANTS = {
     OURS: Variant(),
     "DeepQuan 4-bit": Variant({"nbits": 4}),
     "DeepQuan neighbours": Variant({"objective": "neighbours"}),
+    "DeepQuan decoded": Variant({"objective": "neighbours", "dim": 64, "decode_hidden": 512}),
 }
 ABLATIONS = {
     "no triplet": Variant({"triplet_weight": 0.0}),
@@ -87,12 +93,22 @@ class Trainer:
 def search_codes(
     network: DeepQuan, features: np.ndarray, queries: np.ndarray, k: int
 ) -> np.ndarray:
-    """Rows (q, k) of the features whose codes are nearest to the queries' embeddings."""
+    """Rows (q, k) of the features whose codes are nearest to the queries' embeddings; the first of
+    them in the order of the decoder, where the network has one."""
     index = unfilled(len(features), network.codebooks.numpy(), network.geometry)
     codes = codes_of(index)
     for rows in np.array_split(np.arange(len(features)), -(-len(features) // 8192)):
         codes[rows] = network.code(_embedded(network, features[rows])).numpy()
-    return index.search(_embedded(network, queries).numpy(), k)[1]
+    embeddings = _embedded(network, queries).numpy()
+    if not network.settings.decode_hidden:
+        return index.search(embeddings, k)[1]
+    scores, rows = index.search(embeddings, max(k, _DECODED))
+    tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    decoder = Redecoder([codes], Decoder(tensors, network.geometry), Places([len(codes)], [0]))
+    first = scores[:, :_DECODED], rows[:, :_DECODED]
+    _, decoded, _ = rerank([(*first, decoder.scores(embeddings, first[1]))], _DECODED)
+    # What is behind them keeps its place.
+    return np.hstack([decoded, rows[:, _DECODED:]])[:, :k]
 
 
 def _embedded(network: DeepQuan, features: np.ndarray) -> torch.Tensor:

@@ -28,10 +28,10 @@ _RECALL_AT = 10
 def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
     """Quality of a version on query features, against exact search over database features.
 
-    Reports recall@10 (share of the ten exact neighbours among the ten found), with second codes
-    also after re-ranking, and where both feature sets have labels mAP@k of the codes and of exact
-    search; queries without a label are left out of it, and counted. Exact search is by cosine of
-    the centred features, over the whole database, a block at a time.
+    Reports recall@10 (share of the ten exact neighbours among the ten found), with second codes or
+    a decoder also after re-ranking, and where both feature sets have labels mAP@k of the codes and
+    of exact search; queries without a label are left out of it, and counted. Exact search is by
+    cosine of the centred features, over the whole database, a block at a time.
 
     Raises InputError where the database's ids are not the version's.
     """
@@ -49,7 +49,8 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
     k = min(settings.k, database.rows)
 
     exact = _exact_search(network, features, database, k)
-    ordinals, refined = _search(index, manifest, network, features, k, settings.k_factor)
+    factor = settings.decode_factor if card.decodes else settings.k_factor
+    ordinals, refined = _search(index, manifest, network, features, k, factor)
     rows = _database_rows(index, manifest, database)
     neighbours = rows[ordinals]
     result: dict[str, Any] = {
@@ -61,7 +62,8 @@ def evaluate_version(settings: EvaluateSettings) -> dict[str, Any]:
         f"recall@{_RECALL_AT}": recall_at_k(neighbours, exact, min(_RECALL_AT, k)),
     }
     if refined is not None:
-        result["refine bits"] = manifest.geometry.refine_m * 8
+        if manifest.geometry.refine_m:
+            result["refine bits"] = manifest.geometry.refine_m * 8
         result[f"recall@{_RECALL_AT} re-ranked"] = recall_at_k(
             rows[refined], exact, min(_RECALL_AT, k)
         )
@@ -97,12 +99,12 @@ def _exact_search(
 
 
 def _search(
-    index: Index, manifest: Manifest, network: DeepQuan, queries: np.ndarray, k: int, k_factor: int
+    index: Index, manifest: Manifest, network: DeepQuan, queries: np.ndarray, k: int, factor: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Ordinals (n, k) that searching the codes returns, and the ten (n, 10) of re-ranking."""
     with torch.no_grad():
         embedding = network.embed(torch.from_numpy(queries)).numpy()
-    candidates = _RECALL_AT * k_factor
+    candidates = _RECALL_AT * factor
     shard = load_whole(index, manifest)
     scores, ordinals = shard.searcher.search(embedding, max(k, candidates))
     if shard.refiner is None:

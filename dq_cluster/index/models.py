@@ -47,6 +47,11 @@ class ModelCard(Document):
     training: dict[str, Any] = Field(default_factory=dict)
     evaluation: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether the model has a decoder of its codes."""
+        return bool(self.network.get("decode_hidden"))
+
 
 def write_model(
     storage: Storage,

@@ -28,7 +28,8 @@ class NeighboursSettings(Settings):
     command continues it. k: neighbours of each. within: only those that score at least this (higher
     is better for every metric; for l2 it is minus the squared distance). nprobe: cells looked into
     in an IVF version (0: all). k_factor: candidates for each neighbour that the second code
-    re-ranks, where the version has one. fragment_rows: queries of one fragment.
+    re-ranks, where the version has one; decode_factor: that the decoder re-ranks, where its model
+    has one. fragment_rows: queries of one fragment.
     """
 
     index: Location
@@ -39,6 +40,7 @@ class NeighboursSettings(Settings):
     within: float | None = Field(default=None, allow_inf_nan=False)
     nprobe: int = Field(default=0, ge=0)
     k_factor: int = Field(default=4, ge=1, le=100)
+    decode_factor: int = Field(default=4, ge=1, le=100)
     fragment_rows: int = Field(default=FRAGMENT_ROWS // 4, ge=1)
     pool: FinderSettings = FinderSettings()
 

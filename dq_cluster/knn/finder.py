@@ -33,11 +33,13 @@ _TOGETHER = 1024  # queries that are searched at once
 
 @dataclass(frozen=True)
 class FindJob:
-    """All that an actor must know. version, queries: what the settings mean by now."""
+    """All that an actor must know. version, queries, factor (candidates for each neighbour that are
+    re-ranked): what the settings mean by now."""
 
     settings: NeighboursSettings
     version: int
     queries: int
+    factor: int
     storage: Storage
 
 
@@ -133,9 +135,9 @@ class NeighbourFinder:
 
     def _search(self, embeddings: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         shard, nprobe = self._shard, self._job.settings.nprobe or None
-        if shard.refiner is None or self._job.settings.k_factor == 1:
+        if shard.refiner is None or self._job.factor == 1:
             return shard.searcher.search(embeddings, k, nprobe=nprobe)
-        candidates = k * self._job.settings.k_factor
+        candidates = k * self._job.factor
         scores, ordinals = shard.searcher.search(embeddings, candidates, nprobe=nprobe)
         second = shard.refiner.scores(embeddings, ordinals)
         scores, ordinals, _ = rerank([(scores, ordinals, second)], k)

@@ -39,7 +39,7 @@ class NeighboursRequest(Settings):
     k: int
     within: float | None
     nprobe: int
-    k_factor: int
+    k_factor: int  # or decode_factor: the one that counts
     fragment_rows: int
 
 
@@ -73,7 +73,7 @@ def find_neighbours(settings: NeighboursSettings) -> NeighboursManifest:
     storage.check_replace()
     with run.at_work(), ray_cluster():
         run.claim(request)
-        job = FindJob(settings, version.version, request.queries, storage)
+        job = FindJob(settings, version.version, request.queries, request.k_factor, storage)
         _find_all(job, -(-request.queries // settings.fragment_rows))
         run.confirm()
         receipts = list(Ledger(storage, "").receipts())
@@ -139,5 +139,12 @@ def _request(settings: NeighboursSettings, index: Index, version: Manifest) -> N
         model=version.model,
         queries=queries,
         **settings.model_dump(include={"features", "k", "within", "nprobe", "fragment_rows"}),
-        k_factor=settings.k_factor if version.geometry.refine_m else 1,
+        k_factor=_factor(settings, index, version),
     )
+
+
+def _factor(settings: NeighboursSettings, index: Index, version: Manifest) -> int:
+    """How many candidates for each neighbour are re-ranked; 1 where nothing can."""
+    if version.geometry.refine_m:
+        return settings.k_factor
+    return settings.decode_factor if read_card(index.storage, version.model).decodes else 1

@@ -34,6 +34,9 @@ class ModelSettings(Settings):
     feature enter the network. whitening: how strongly directions that differ between views of one
     image are scaled down (see `discriminative_components`).
 
+    decode_hidden: width of the hidden layer of a decoder of the codes, which re-ranks the results
+    without a second code (0: none). decode_epochs: passes over the rows to train it.
+
     triplet_weight, manifold_weight, quantization_weight, distillation_weight: weight of this loss
     term. temperature: of the softmax in the triplet and distillation terms. neighbours: nearest
     neighbours of each image from which positives are drawn. epochs: passes over the rows.
@@ -49,6 +52,9 @@ class ModelSettings(Settings):
     bits: int = Field(64, gt=0)
     nbits: Literal[4, 8] = 8
     refine_bits: int = Field(0, ge=0, multiple_of=8, exclude_if=lambda bits: bits == 0)
+    # Not written where there is none: what was stored before there were decoders stays the same.
+    decode_hidden: int = Field(0, ge=0, le=4096, exclude_if=lambda width: width == 0)
+    decode_epochs: int = Field(10, gt=0, exclude_if=lambda epochs: epochs == 10)
     dim: int = Field(64, gt=0)
     metric: Metric = "l2"
     hidden: tuple[int, ...] = (512,)
@@ -83,6 +89,11 @@ class ModelSettings(Settings):
     def _consistent(self) -> "ModelSettings":
         if self.bits % self.nbits:
             raise ValueError(f"bits {self.bits} must be a multiple of nbits {self.nbits}")
+        if self.refine_bits and self.decode_hidden:
+            raise ValueError(
+                f"refine_bits {self.refine_bits} and decode_hidden {self.decode_hidden}: a second "
+                "code re-ranks better than a decoder of the first; leave one of them out"
+            )
         _ = self.geometry
         return self
 

@@ -18,6 +18,7 @@ from dq_cluster.errors import InputError
 from dq_cluster.geometry import CodeGeometry
 from dq_cluster.model import quantizer, scores
 from dq_cluster.model.config import ModelSettings
+from dq_cluster.model.decoder import CodeDecoder
 
 
 class Output(NamedTuple):
@@ -39,7 +40,8 @@ class DeepQuan(nn.Module):
     Everything learned is inside: `mean` and `components` standardize the feature, `rotation`
     turns the embedding, which has unit length, towards the centroids of `codebooks`
     (m, ksub, dsub). `anchors` and `offset` exist where `assign` is score-aware, `refine_codebooks`
-    where the geometry has a second code.
+    where the geometry has a second code, `decode` (of codes, not `decoder` of embeddings) where the
+    settings have a `decode_hidden`.
     """
 
     mean: Tensor
@@ -66,6 +68,10 @@ class DeepQuan(nn.Module):
         if (second := geometry.refine) is not None:
             shape = (second.m, second.ksub, second.dsub)
             self.register_buffer("refine_codebooks", torch.zeros(shape))
+        if settings.decode_hidden:
+            self.decode = CodeDecoder(
+                geometry.m, geometry.ksub, geometry.dim, settings.decode_hidden
+            )
         widths = (kept, *settings.hidden, settings.dim)
         self.encoder = Residual(widths)
         self.decoder = Residual(widths[::-1])

@@ -14,6 +14,7 @@ from torch import Tensor
 from dq_cluster.errors import InputError
 from dq_cluster.model import quantizer, scores
 from dq_cluster.model.config import ModelSettings
+from dq_cluster.model.decoder import fit_decoder
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.neighbours import Positives, manifold_positives, nearest
 from dq_cluster.model.quantizer import AllReduce, alone
@@ -111,6 +112,8 @@ def fit(
         fit_anchors(network, embed_all(network, data), seed=seed)
     if settings.refine_bits:
         fit_refine(network, embed_all(network, data), seed=seed)
+    if settings.decode_hidden:
+        learn_to_decode(network, embed_all(network, data), seed=seed)
     return network
 
 
@@ -272,3 +275,10 @@ def fit_refine(
     network.refine_codebooks.copy_(
         quantizer.lloyd(embedding, centroids, _REFINE_ROUNDS, all_reduce)
     )
+
+
+def learn_to_decode(network: DeepQuan, embedding: Tensor, *, seed: int) -> None:
+    """Fit the decoder to embeddings (n, dim), once the codes are final."""
+    codes = torch.cat([network.assign(block) for block in embedding.split(8192)])
+    epochs = network.settings.decode_epochs
+    fit_decoder(network.decode, codes, embedding, network.codebooks, epochs=epochs, seed=seed)

@@ -31,7 +31,7 @@ class Centroids:
     def of(self, codes: np.ndarray) -> np.ndarray:
         """The vectors (…, dim) float64 that packed codes (…, code_size) uint8 stand for."""
         m = self.geometry.m
-        at = _unpacked(codes, self.geometry) * m + np.arange(m)
+        at = unpacked(codes, self.geometry) * m + np.arange(m)
         centroids = np.stack([centroid.take(at) for centroid in self.by_dimension], axis=-1)
         return centroids.reshape(*codes.shape[:-1], self.geometry.dim)
 
@@ -58,7 +58,7 @@ class ExactScores:
 
     def _of(self, codes: np.ndarray) -> np.ndarray:
         n, m = len(codes), self._geometry.m
-        parts = _unpacked(codes, self._geometry)
+        parts = unpacked(codes, self._geometry)
         if self._geometry.nbits == 4:
             # There are fewer centroids than codes to score: compute each once.
             terms = self.tables.take(parts * (n * m) + np.arange(n * m).reshape(n, 1, m))
@@ -78,7 +78,7 @@ class ExactScores:
         return reduce(np.add, (np.square(query - centroid) for query, centroid in pairs))
 
 
-def _unpacked(codes: np.ndarray, geometry: CodeGeometry) -> np.ndarray:
+def unpacked(codes: np.ndarray, geometry: CodeGeometry) -> np.ndarray:
     """Sub-codes (…, m) intp of packed codes (…, code_size) uint8."""
     parts = np.empty((*codes.shape[:-1], geometry.m), np.intp)
     if geometry.nbits == 8:

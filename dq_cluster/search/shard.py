@@ -14,6 +14,7 @@ from dq_cluster.index.codefile import row_schema
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.tombstones import deleted_ordinals
 from dq_cluster.search.codebooks import Codebooks
+from dq_cluster.search.decoder import Redecoder
 from dq_cluster.search.filters import parse_filter
 from dq_cluster.search.gpu import check_gpu
 from dq_cluster.search.merge import MISSING
@@ -36,6 +37,7 @@ _FEW = 512
 class ShardQuery:
     """One batch for every shard: embeddings (n, dim) float32, how to search, and the trace.
 
+    k_factor: candidates for each neighbour that the second code or the decoder re-ranks.
     filter: as users write it; every shard reads it against its own types.
     """
 
@@ -52,7 +54,8 @@ class ShardQuery:
 class ShardAnswer:
     """scores float32 and ordinals int64 (n, k * k_factor), best first.
 
-    second_scores float32, of the same shape: of the second codes, where the query has a k_factor.
+    second_scores float32, of the same shape: of the second or the decoded codes, where the query
+    has a k_factor.
     ids: of the places that are filled, row by row, where they are few; what is many is taken later,
     for the winners alone.
     """
@@ -66,7 +69,8 @@ class ShardAnswer:
 
 @dataclass(frozen=True)
 class Item:
-    """One row: what its longest code stands for, (dim,) float32, and its `uri`, if carried."""
+    """One row: what its longest code stands for, decoded where there is a decoder, (dim,) float32,
+    and its `uri`, if carried."""
 
     embedding: np.ndarray
     uri: str | None
@@ -86,10 +90,13 @@ class LoadedShard:
         live = live_rows(segments, places.own(deleted_ordinals(index.storage, manifest)))
         self.searcher = Searcher([each.codes for each in self.segments], codebooks, places, live)
         self.rows = Rows([segment.rows for segment in self.segments], schema, places, live)
-        self.refiner = None
+        self.refiner: Refiner | Redecoder | None = None
         if codebooks.second is not None:
             second = [each.second for each in self.segments if each.second is not None]
             self.refiner = Refiner(second, codebooks.second, places)
+        elif codebooks.decoder is not None:
+            codes = [each.codes.codes for each in self.segments]
+            self.refiner = Redecoder(codes, codebooks.decoder, places)
         self._live = live
         self._selections = Selections(self.searcher.room, self.searcher.weight)
 

@@ -52,8 +52,9 @@ class SearchRequest(BaseModel):
     vector that is already in the space of the codes. image: an encoded image, base64 in JSON.
     k: neighbours wanted. within: only those that score at least this. nprobe: cells of an IVF
     version to look into, 0 for all. k_factor: candidates for each neighbour that the second code
-    re-ranks, 1 for no re-ranking. filter: conditions on carried columns. include: carried columns
-    to return. Unset: what the settings of the service say.
+    re-ranks, decode_factor: that the decoder re-ranks, 1 for no re-ranking. filter: conditions on
+    carried columns. include: carried columns to return. Unset: what the settings of the service
+    say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,6 +69,7 @@ class SearchRequest(BaseModel):
     within: FiniteFloat | None = None
     nprobe: int | None = Field(None, ge=0)
     k_factor: int | None = Field(None, ge=1, le=MAX_K_FACTOR)
+    decode_factor: int | None = Field(None, ge=1, le=MAX_K_FACTOR)
     timeout_ms: int | None = Field(None, ge=1)
     min_coverage: float | None = Field(None, ge=0, le=1)
     filter: dict[str, Any] | None = None
@@ -88,27 +90,27 @@ class SearchRequest(BaseModel):
     def queries(self) -> int:
         return len(self.vectors or self.embeddings or (1,))
 
-    def check(self, limits: Limits, k_factor: int) -> None:
+    def check(self, limits: Limits, factor: int, name: str = "k_factor") -> None:
         """Raise InputError where the request asks for more than it may.
 
-        k_factor: the one that the search will use.
+        factor: candidates for each neighbour that the search will use; `name` says which setting.
         """
         values = {
             "k": (self.k, limits.max_k),
             "queries": (self.queries, limits.max_batch),
             "timeout_ms": (self.timeout_ms or 0, limits.max_timeout_ms),
         }
-        for name, (value, limit) in values.items():
+        for what, (value, limit) in values.items():
             if value > limit:
                 raise InputError(
-                    f"{name} {value} is more than the {limit} that one request may ask for"
+                    f"{what} {value} is more than the {limit} that one request may ask for"
                 )
-        candidates = self.queries * self.k * k_factor
+        candidates = self.queries * self.k * factor
         if candidates > limits.max_candidates:
             raise InputError(
-                f"{self.queries} queries × k {self.k} × k_factor {k_factor} are {candidates:,} "
+                f"{self.queries} queries × k {self.k} × {name} {factor} are {candidates:,} "
                 f"candidates, more than the {limits.max_candidates:,} that one request may ask "
-                "for (limits.max_candidates); ask for fewer queries at once, or lower k or k_factor"
+                f"for (limits.max_candidates); ask for fewer queries at once, or lower k or {name}"
             )
 
 
@@ -181,7 +183,7 @@ class SearchResponse(BaseModel):
 
 
 class IndexInfo(BaseModel):
-    """The version being served."""
+    """The version being served. decoder: whether its model can decode codes to re-rank by."""
 
     version: int
     model: str
@@ -190,6 +192,7 @@ class IndexInfo(BaseModel):
     feature_dim: int
     bits: int
     refine_bits: int
+    decoder: bool
     metric: str
     columns: list[str]
     shards: int

@@ -4,13 +4,14 @@ from pydantic import Field
 
 from dq_cluster.config import Location, Settings
 
-MAX_K_FACTOR = 100
+MAX_K_FACTOR = 100  # and of decode_factor
 
 
 class Limits(Settings):
     """What one request may ask for. Bytes are of the request body, pixels of a decoded image.
 
-    max_candidates: queries × k × k_factor, the rows that each shard may have to send.
+    max_candidates: queries × k × k_factor (or decode_factor), the rows that each shard may have to
+    send.
     """
 
     max_k: int = Field(default=1000, ge=1)
@@ -29,7 +30,8 @@ class ServeSettings(Settings):
     deployments, and copies of each. cpus: of one replica; faiss uses as many threads. gpus: of one
     replica, 0 or at most 1, which scans the codes. routers: copies of the router. nprobe: cells
     looked into in an IVF version (0: all). k_factor: candidates for each neighbour that the second
-    code re-ranks, where the version has one. timeout_ms and min_coverage likewise: used by queries
+    code re-ranks, where the version has one; decode_factor: that the decoder re-ranks, where its
+    model has one. timeout_ms and min_coverage likewise: used by queries
     that name none. batch: most queries that are searched together. load_timeout_s: how long
     loading a version may take, and at the start until all that serves is up.
     host, port: where HTTP is served when this process starts Serve (port 0: any free one);
@@ -45,6 +47,7 @@ class ServeSettings(Settings):
     gpus: float = Field(default=0, ge=0, le=1)
     nprobe: int = Field(default=0, ge=0)
     k_factor: int = Field(default=4, ge=1, le=MAX_K_FACTOR)
+    decode_factor: int = Field(default=4, ge=1, le=MAX_K_FACTOR)
     timeout_ms: int = Field(default=2000, ge=1)
     min_coverage: float = Field(default=1.0, ge=0, le=1)
     batch: int = Field(default=256, ge=1)

@@ -136,8 +136,8 @@ class Engine:
     async def _answer(self, request: SearchRequest, served: Served) -> SearchResponse:
         begin = time.perf_counter()
         batcher = self._batcher
-        k_factor = served.k_factor(request.k_factor, self.settings.k_factor)
-        request.check(self.settings.limits, k_factor)
+        reranker, factor = served.reranking(request, self.settings)
+        request.check(self.settings.limits, factor, reranker)
         unknown = set(request.include) - {"id", *served.manifest.columns}
         if unknown:
             raise InputError(
@@ -153,7 +153,7 @@ class Engine:
             served=served,
             k=request.k,
             nprobe=self.settings.nprobe if request.nprobe is None else request.nprobe,
-            k_factor=k_factor,
+            k_factor=factor,
             filter=parse_filter(request.filter, served.schema) if request.filter else None,
             columns=tuple(dict.fromkeys(name for name in request.include if name != "id")),
             timeout_ms=timeout_ms,

@@ -90,7 +90,15 @@ def request_of(message: pb.SearchRequest) -> SearchRequest:
         values["id"] = getattr(message.id, message.id.WhichOneof("id") or "text")
     elif subject == "image":
         values["image"] = message.image
-    for name in ("k", "within", "nprobe", "k_factor", "timeout_ms", "min_coverage"):
+    for name in (
+        "k",
+        "within",
+        "nprobe",
+        "k_factor",
+        "decode_factor",
+        "timeout_ms",
+        "min_coverage",
+    ):
         if message.HasField(name):
             values[name] = getattr(message, name)
     if message.HasField("filter"):

@@ -13,7 +13,7 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import row_schema
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.search.placement import Layout, Shard, plan_shards
-from dq_cluster.serve.api import IndexInfo
+from dq_cluster.serve.api import IndexInfo, SearchRequest
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.embed import Embedder
 
@@ -68,16 +68,26 @@ class Served:
         shards = plan_shards(manifest, settings.shards)
         return cls(manifest, schema, shards, embedder, limits)
 
-    def k_factor(self, factor: int | None, usual: int) -> int:
-        """How many candidates for each neighbour are re-ranked. Raises InputError."""
-        if self.manifest.geometry.refine_m:
-            return factor or usual
-        if factor is not None and factor > 1:
-            raise InputError(
-                f"version {self.manifest.version} has no second code to re-rank with; leave out "
-                "k_factor, or train a model with refine_bits"
-            )
-        return 1
+    def reranking(self, request: SearchRequest, settings: ServeSettings) -> tuple[str, int]:
+        """What re-ranks, as its setting is named, and how many candidates for each neighbour.
+
+        Raises InputError where the request asks for what the version does not have.
+        """
+        ways = {
+            "k_factor": (self.manifest.geometry.refine_m > 0, "second code", "refine_bits"),
+            "decode_factor": (self.embedder.card.decodes, "decoder", "decode_hidden"),
+        }
+        chosen = "k_factor", 1
+        for name, (there, what, trained_by) in ways.items():
+            asked = getattr(request, name)
+            if there:
+                chosen = name, asked or getattr(settings, name)
+            elif asked is not None and asked > 1:
+                raise InputError(
+                    f"version {self.manifest.version} has no {what} to re-rank with; leave out "
+                    f"{name}, or train a model with {trained_by}"
+                )
+        return chosen
 
     def info(self) -> IndexInfo:
         geometry = self.manifest.geometry
@@ -89,6 +99,7 @@ class Served:
             feature_dim=self.embedder.card.feature_dim,
             bits=geometry.code_size * 8,
             refine_bits=geometry.refine_m * 8,
+            decoder=self.embedder.card.decodes,
             metric=geometry.metric,
             columns=list(self.manifest.columns),
             shards=len(self.shards),

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from dq_cluster.model.deepquan import DeepQuan, Output
-from dq_cluster.model.fit import batches, fit_anchors, fit_refine, make_optimizer, update_quantizer
+from dq_cluster.model.fit import (
+    batches,
+    fit_anchors,
+    fit_refine,
+    learn_to_decode,
+    make_optimizer,
+    update_quantizer,
+)
 from dq_cluster.model.neighbours import Positives
 from dq_cluster.model.step import training_loss
 from dq_cluster.storage import Storage
@@ -24,6 +31,8 @@ from dq_cluster.training.checkpoint import (
 # Enough to draw the first centroids of every codebook from.
 _SAMPLE = 16384
 _BLOCK = 8192
+# More rows change no decoder, and one worker trains it.
+_DECODE_ROWS = 1 << 18
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -110,8 +119,8 @@ def _fit_codebooks(
     """Fit the codebooks to the embeddings of all rows; this worker embeds its own share."""
     own = torch.arange(*parallel.own_range(rows))
 
-    def sample() -> Tensor:
-        picked = np.sort(np.random.default_rng(seed).permutation(rows)[:_SAMPLE])
+    def sample(size: int = _SAMPLE) -> Tensor:
+        picked = np.sort(np.random.default_rng(seed).permutation(rows)[:size])
         return _embed(network, look_up, torch.from_numpy(picked))
 
     summary = update_quantizer(
@@ -136,6 +145,10 @@ def _fit_codebooks(
                 all_reduce=parallel.all_reduce,
                 sample=drawn,
             )
+        parallel.agree(network)
+    if epoch + 1 == settings.epochs and settings.decode_hidden:
+        if parallel.rank() == 0:
+            learn_to_decode(network, sample(_DECODE_ROWS), seed=seed)
         parallel.agree(network)
     return summary
 

@@ -30,7 +30,7 @@ class Id(_message.Message):
     def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., large_number: _Optional[int] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("vectors", "embeddings", "id", "image", "k", "nprobe", "timeout_ms", "min_coverage", "filter", "include", "k_factor", "within")
+    __slots__ = ("vectors", "embeddings", "id", "image", "k", "nprobe", "timeout_ms", "min_coverage", "filter", "include", "k_factor", "within", "decode_factor")
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class SearchRequest(_message.Message):
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     K_FACTOR_FIELD_NUMBER: _ClassVar[int]
     WITHIN_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FACTOR_FIELD_NUMBER: _ClassVar[int]
     vectors: Vectors
     embeddings: Vectors
     id: Id
@@ -55,7 +56,8 @@ class SearchRequest(_message.Message):
     include: _containers.RepeatedScalarFieldContainer[str]
     k_factor: int
     within: float
-    def __init__(self, vectors: _Optional[_Union[Vectors, _Mapping]] = ..., embeddings: _Optional[_Union[Vectors, _Mapping]] = ..., id: _Optional[_Union[Id, _Mapping]] = ..., image: _Optional[bytes] = ..., k: _Optional[int] = ..., nprobe: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., min_coverage: _Optional[float] = ..., filter: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., k_factor: _Optional[int] = ..., within: _Optional[float] = ...) -> None: ...
+    decode_factor: int
+    def __init__(self, vectors: _Optional[_Union[Vectors, _Mapping]] = ..., embeddings: _Optional[_Union[Vectors, _Mapping]] = ..., id: _Optional[_Union[Id, _Mapping]] = ..., image: _Optional[bytes] = ..., k: _Optional[int] = ..., nprobe: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., min_coverage: _Optional[float] = ..., filter: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., k_factor: _Optional[int] = ..., within: _Optional[float] = ..., decode_factor: _Optional[int] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("id", "score", "columns")
@@ -111,7 +113,7 @@ class GetIndexRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Index(_message.Message):
-    __slots__ = ("version", "model", "rows", "dim", "feature_dim", "bits", "metric", "columns", "shards", "images", "evaluation", "refine_bits")
+    __slots__ = ("version", "model", "rows", "dim", "feature_dim", "bits", "metric", "columns", "shards", "images", "evaluation", "refine_bits", "decoder")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +126,7 @@ class Index(_message.Message):
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     REFINE_BITS_FIELD_NUMBER: _ClassVar[int]
+    DECODER_FIELD_NUMBER: _ClassVar[int]
     version: int
     model: str
     rows: int
@@ -136,7 +139,8 @@ class Index(_message.Message):
     images: bool
     evaluation: _struct_pb2.Struct
     refine_bits: int
-    def __init__(self, version: _Optional[int] = ..., model: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., feature_dim: _Optional[int] = ..., bits: _Optional[int] = ..., metric: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., shards: _Optional[int] = ..., images: _Optional[bool] = ..., evaluation: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refine_bits: _Optional[int] = ...) -> None: ...
+    decoder: bool
+    def __init__(self, version: _Optional[int] = ..., model: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., feature_dim: _Optional[int] = ..., bits: _Optional[int] = ..., metric: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., shards: _Optional[int] = ..., images: _Optional[bool] = ..., evaluation: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refine_bits: _Optional[int] = ..., decoder: _Optional[bool] = ...) -> None: ...
 
 class ListVersionsRequest(_message.Message):
     __slots__ = ()

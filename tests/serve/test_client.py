@@ -29,6 +29,7 @@ CALLS: dict[str, Callable[[Service], dict[str, Any]]] = {
     "no re-ranking": lambda s: {"embeddings": EMBEDDINGS, "k": 20, "k_factor": 1},
     "much re-ranking": lambda s: {"embeddings": EMBEDDINGS, "k": 20, "k_factor": 30},
     "too much re-ranking": lambda s: {"id": 42, "k_factor": 101},
+    "no decoder": lambda s: {"id": 42, "decode_factor": 2},
     "id": lambda s: {"id": 42, "k": 5, "include": ["id"]},
     "nothing found": lambda s: {"id": 42, "filter": {"label": 77}},
     "wrong dimension": lambda s: {"vector": [1.0, 2.0]},

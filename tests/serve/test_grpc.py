@@ -40,8 +40,8 @@ ASKED: dict[str, tuple[dict[str, Any], pb.SearchRequest]] = {
         ),
     ),
     "re-ranked": (
-        {"id": 33, "k_factor": 9, "within": -2.5},
-        pb.SearchRequest(id=pb.Id(number=33), k_factor=9, within=-2.5),
+        {"id": 33, "k_factor": 9, "decode_factor": 1, "within": -2.5},
+        pb.SearchRequest(id=pb.Id(number=33), k_factor=9, decode_factor=1, within=-2.5),
     ),
     "id": ({"id": 33}, pb.SearchRequest(id=pb.Id(number=33))),
     "filter": (

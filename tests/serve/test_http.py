@@ -81,6 +81,7 @@ def test_no_request_that_the_description_allows_makes_an_internal_error(api: Any
         (b'{"id": 1, "colour": 2}', 400, "colour"),
         (b'{"id": 1, "k_factor": 2}', 400, "no second code"),
         (b'{"id": 1, "k_factor": 0}', 400, "k_factor"),
+        (b'{"id": 1, "decode_factor": 2}', 400, "no decoder"),
         (b'{"vector": [NaN]}', 400, "vector"),
         (b'{"vector": [1e300]}', 400, "dimensions"),
         (b'{"embedding": [' + b"1e39," * 15 + b"1]}", 400, "float32"),

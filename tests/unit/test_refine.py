@@ -20,6 +20,7 @@ from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.fit import embed_all, fit
 from dq_cluster.search.codebooks import Codebooks
 from dq_cluster.search.codes import Codes
+from dq_cluster.search.decoder import Redecoder
 from dq_cluster.search.exact import Centroids
 from dq_cluster.search.merge import MISSING, rerank
 from dq_cluster.search.placement import Places
@@ -34,7 +35,9 @@ SECOND = CodeGeometry(dim=16, m=8)
 Answer = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def refined(searcher: Searcher, refiner: Refiner, queries: np.ndarray, candidates: int) -> Answer:
+def refined(
+    searcher: Searcher, refiner: Refiner | Redecoder, queries: np.ndarray, candidates: int
+) -> Answer:
     scores, ordinals = searcher.search(queries, candidates)
     return scores, ordinals, refiner.scores(queries, ordinals)
 

@@ -291,7 +291,9 @@ def test_more_candidates_than_allowed_are_refused_with_the_numbers(tmp_path: Pat
 def test_the_sizes_that_the_defaults_allow_are_allowed_together() -> None:
     limits = Limits()
     asked = {"embeddings": [[0.0]] * limits.max_batch, "k": limits.max_k}
-    parse_request(asked).check(limits, ServeSettings(index="x").k_factor)
+    settings = ServeSettings(index="x")
+    for factor in (settings.k_factor, settings.decode_factor):
+        parse_request(asked).check(limits, factor)
 
 
 def test_an_id_in_a_shard_that_does_not_answer_is_not_absent(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dq_cluster.geometry import DECODER_GRID
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.deepquan import DeepQuan
 from dq_cluster.model.fit import find_positives, fit, start
@@ -36,6 +37,7 @@ MODEL = ModelSettings(
     batch_size=101,
 )
 ONE_BATCH = MODEL.model_copy(update={"epochs": 1, "batch_size": ROWS})
+DECODED = ONE_BATCH.model_copy(update={"refine_bits": 0, "decode_hidden": 6, "decode_epochs": 2})
 
 
 def make_features() -> np.ndarray:
@@ -84,6 +86,7 @@ def worker(rank: int, world: int, folder: str) -> None:
     )
     run(Storage(f"{folder}/run"))
     run(Storage(f"{folder}/one-batch"), ONE_BATCH, dtype=torch.float32)
+    run(Storage(f"{folder}/decoded"), DECODED)
     dist.destroy_process_group()
 
 
@@ -95,11 +98,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def test_one_worker_trains_what_the_reference_loop_trains(tmp_path: Path) -> None:
-    storage = Storage(str(tmp_path))
-    run(storage, dtype=torch.float32)
-    single = newest(storage)
-    for name, tensor in fit(make_features(), MODEL, seed=0).state_dict().items():
-        torch.testing.assert_close(single.network[name], tensor, atol=1e-6, rtol=0)
+    for number, model in enumerate((MODEL, DECODED)):
+        storage = Storage(str(tmp_path / str(number)))
+        run(storage, model, dtype=torch.float32)
+        single = newest(storage)
+        for name, tensor in fit(make_features(), model, seed=0).state_dict().items():
+            step = DECODER_GRID if name.startswith("decode.") else 1e-6
+            torch.testing.assert_close(single.network[name], tensor, atol=step, rtol=0)
 
 
 def test_four_workers_train_what_one_trains(alone: Checkpoint, tmp_path: Path) -> None:
@@ -126,6 +131,16 @@ def test_four_workers_train_what_one_trains(alone: Checkpoint, tmp_path: Path) -
     torch.testing.assert_close(
         of_four.network["codebooks"], of_one.network["codebooks"], atol=1e-5, rtol=0
     )
+
+    # One worker fits the decoder, and all have it.
+    single = Storage(str(tmp_path / "decoded by one"))
+    run(single, DECODED)
+    of_four, of_one = newest(Storage(str(tmp_path / "decoded"))), newest(single)
+    for name in (name for name in of_one.network if name.startswith("decode.")):
+        assert of_one.network[name].any()
+        torch.testing.assert_close(
+            of_four.network[name], of_one.network[name], atol=DECODER_GRID, rtol=0
+        )
 
 
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(

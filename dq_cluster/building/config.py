@@ -12,9 +12,11 @@ class BuildSettings(Settings):
     """A pile of images in, an index that can be served out.
 
     index: a folder or `s3://` prefix. name: of the build; the same command continues it. sample:
-    images to train on at most; of a larger pile so many are chosen at random. nlist: coarse cells;
-    default: none below 1,000,000 images. pool: default: chosen by measuring the first images.
-    max_reject_fraction: see the settings of encoding.
+    images to train on at most; of a larger pile so many are chosen at random. thumbnails: small
+    pictures of so many pixels a side are stored in the index, so that it can be looked at when the
+    images are gone; 0: none. nlist: coarse cells; default: none below 1,000,000 images. pool:
+    default: chosen by measuring the first images. max_reject_fraction: see the settings of
+    encoding.
     """
 
     source: SourceSettings
@@ -24,6 +26,7 @@ class BuildSettings(Settings):
     views: ViewSettings = ViewSettings(fraction=0.5)
     model: ModelSettings = ModelSettings(bits=64)
     sample: int = Field(50_000, ge=1)
+    thumbnails: int = Field(128, ge=0, le=1024)
     nlist: int | None = Field(None, ge=0)
     pool: PoolSettings | None = None
     max_reject_fraction: float | None = Field(default=None, ge=0, le=1)

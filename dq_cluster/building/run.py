@@ -31,6 +31,7 @@ from dq_cluster.images.units import Unit
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.models import read_card
 from dq_cluster.index.sizing import FRAGMENT_ROWS
+from dq_cluster.index.thumbnails import thumbnail_side
 from dq_cluster.run import Run
 from dq_cluster.training.config import TrainSettings
 from dq_cluster.training.run import train
@@ -39,6 +40,7 @@ _FEWEST_IMAGES = 100
 _FILES = 8
 _FEATURE_ROWS = 8192  # of a feature file
 _MOST_THREADS = 8  # of training: more gain little on so small a network
+_THUMBNAIL_BYTES = 5_000  # of a JPEG of 128 pixels a side
 _ID_BYTES = 40  # of an id and a uri, compressed, beside a code
 
 
@@ -50,6 +52,7 @@ class BuildRequest(Settings):
     sample: int
     images: int | None
     nlist: int
+    thumbnails: int = 0
 
 
 def build(settings: BuildSettings) -> dict[str, Any]:
@@ -76,6 +79,7 @@ def build(settings: BuildSettings) -> dict[str, Any]:
                 views=settings.views,
                 pool=pool,
                 sample=None if whole else request.sample,
+                thumbnails=settings.thumbnails if whole else 0,
                 fragment_rows=_fragment_rows(request.images, _FEATURE_ROWS),
                 max_reject_fraction=settings.max_reject_fraction,
             )
@@ -99,6 +103,7 @@ def build(settings: BuildSettings) -> dict[str, Any]:
                 index=settings.index,
                 model=card.digest,
                 source=source,
+                thumbnails=settings.thumbnails,
                 pool=PoolSettings() if whole else pool,
                 fragment_rows=_fragment_rows(request.images, FRAGMENT_ROWS),
                 max_reject_fraction=settings.max_reject_fraction,
@@ -140,6 +145,7 @@ def add(settings: AddSettings) -> dict[str, Any]:
                     source=source,
                     append=True,
                     only_new=True,
+                    thumbnails=thumbnail_side(index.storage, current),
                     pool=pool,
                     max_reject_fraction=settings.max_reject_fraction,
                 )
@@ -179,6 +185,7 @@ def _chosen(settings: BuildSettings, run: Run) -> tuple[BuildRequest, PoolSettin
         sample=settings.sample,
         images=images,
         nlist=nlist,
+        thumbnails=settings.thumbnails,
     )
     return request, pool
 
@@ -237,7 +244,10 @@ def _say_forecast(
         second_views=settings.views.fraction,
         cpus=sum(_cores()),
         feature_bytes=2 * backbone.feature_dim,
-        code_bytes=settings.model.bits // 8 + settings.model.refine_bits // 8 + _ID_BYTES,
+        code_bytes=settings.model.bits // 8
+        + settings.model.refine_bits // 8
+        + _ID_BYTES
+        + _THUMBNAIL_BYTES * (settings.thumbnails > 0),
     )
     minutes, seconds = divmod(round(expected.seconds), 60)
     trained = min(images, settings.sample)
@@ -245,6 +255,7 @@ def _say_forecast(
     print(
         f"{images:,} images, {trained:,} of them to train on{cells}: about "
         f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} to decode and look at them, and the "
-        f"training; {expected.disk / 1e6:,.0f} MB on {settings.index}",
+        f"training; {expected.disk / 1e6:,.0f} MB on {settings.index}"
+        + (", thumbnails among them (thumbnails=0: none)" if settings.thumbnails else ""),
         file=sys.stderr,
     )

@@ -1,7 +1,7 @@
 """`dq-cluster index …`: inspect an index, verify it, move between versions, clean up."""
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -57,14 +57,22 @@ def list_versions(index: Uri, json: Json = False) -> None:
 @app.command()
 def export(
     index: Uri,
-    output: Annotated[str, typer.Argument(help="A folder or s3:// prefix for the files.")],
+    output: Annotated[
+        str | None,
+        typer.Argument(help="A folder or s3:// prefix for the files. Default: INDEX-faiss."),
+    ] = None,
+    to: Annotated[Literal["faiss"], typer.Option(help="What to write.")] = "faiss",
     shards: Annotated[int, typer.Option(min=1, help="Files to divide the version into.")] = 1,
     version: Version = None,
     json: Json = False,
 ) -> None:
-    """Write a version as faiss indexes, with the ids of their rows as Parquet."""
+    """Write a version as faiss indexes, with the ids of their rows as Parquet.
+
+    The index itself is Parquet already.
+    """
     from dq_cluster.search.export import export_faiss
 
+    output = output or f"{index.rstrip('/')}-{to}"
     emit(export_faiss(_open(index), output, version=version, shards=shards), as_json=json)
 
 

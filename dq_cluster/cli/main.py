@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 workloads.register(app)
 search_commands.register(app)
+app.command()(index_commands.export)
 app.add_typer(index_commands.app, name="index")
 app.add_typer(config_commands.app, name="config")
 

@@ -38,6 +38,8 @@ class FeaturizeSettings(Settings):
     fewer than 1,000 images ten may be rejects, but no more than one in four.
 
     sample: features of about so many images, chosen at random by file or row group, instead of all.
+    thumbnails: small pictures of so many pixels a side go along with the features, for `encode` to
+    keep; 0: none, and at most the side of the square that the backbone sees.
 
     Some images also get the features of a second view (`views`); training makes better codes with
     some thousands of such pairs.
@@ -50,6 +52,7 @@ class FeaturizeSettings(Settings):
     pool: PoolSettings = PoolSettings()
     fragment_rows: int = Field(default=8192, ge=1)
     sample: int | None = Field(default=None, ge=1)
+    thumbnails: int = Field(default=0, ge=0, le=1024)
     max_reject_fraction: float | None = Field(default=None, ge=0, le=1)
 
 
@@ -60,9 +63,11 @@ class EncodeSettings(Settings):
     digest, or a unique prefix of that. run: the name of the run; the same name continues it.
     Default: a digest of the settings, so the same command continues. append: add to the current
     version instead of replacing it. only_new: append what has an id that the current version does
-    not have. fragment_rows: images per code file. max_reject_fraction: if
-    the share of rejects exceeds it, the run publishes nothing. Default: 0.01; of fewer than 1,000
-    images ten may be rejects, but no more than one in four.
+    not have. thumbnails: small pictures of so many pixels a side are stored beside the codes, to be
+    shown when the images are gone; 0: none, and at most the side of the square that the backbone
+    sees; of features, those that `featurize` kept. fragment_rows: images per code file.
+    max_reject_fraction: if the share of rejects exceeds it, the run publishes nothing. Default:
+    0.01; of fewer than 1,000 images ten may be rejects, but no more than one in four.
     """
 
     index: Location
@@ -71,6 +76,7 @@ class EncodeSettings(Settings):
     run: str | None = Field(default=None, pattern=RUN_NAME)
     append: bool = False
     only_new: bool = False
+    thumbnails: int = Field(default=0, ge=0, le=1024)
     pool: PoolSettings = PoolSettings()
     fragment_rows: int = Field(default=FRAGMENT_ROWS, ge=1)
     max_reject_fraction: float | None = Field(default=None, ge=0, le=1)

@@ -19,6 +19,7 @@ from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.images.names import RUN_FOLDER
 from dq_cluster.images.sources import source_schema
 from dq_cluster.index.stored import check_stored
+from dq_cluster.index.thumbnails import COLUMN as THUMBNAIL
 from dq_cluster.run import Run
 from dq_cluster.storage import Storage
 
@@ -32,6 +33,11 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
     """
     if settings.source.kind == "features" or settings.backbone.kind == "none":
         raise ConfigError("featurize makes features from images: it needs images and a backbone")
+    if settings.thumbnails and THUMBNAIL in settings.source.columns:
+        raise ConfigError(
+            f"source.columns has '{THUMBNAIL}', which is what the stored thumbnails are called; "
+            "rename that column, or set thumbnails=0"
+        )
     storage = Storage(settings.output)
     request = FeaturizeRequest(
         source=settings.source,
@@ -39,6 +45,7 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
         views=settings.views,
         fragment_rows=settings.fragment_rows,
         sample=settings.sample,
+        thumbnails=settings.thumbnails,
     )
     advice = (
         "to featurize everything that is there now, give another output; to add to these features, "
@@ -78,6 +85,7 @@ def featurize(settings: FeaturizeSettings) -> dict[str, Any]:
             rejects=_REJECTS,
             plan=plan,
             decoders=settings.pool.decoders,
+            thumbnails=settings.thumbnails,
         )
         figures = run_fragments(job, settings.pool, "featurize", settings.max_reject_fraction)
         receipts = list(Ledger(storage, RUN_FOLDER).receipts())

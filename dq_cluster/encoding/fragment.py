@@ -39,6 +39,8 @@ from dq_cluster.index.codefile import write_parquet
 from dq_cluster.index.columns import cast_columns
 from dq_cluster.index.ids import concat_rows
 from dq_cluster.index.manifest import FileEntry
+from dq_cluster.index.thumbnails import COLUMN as THUMBNAIL
+from dq_cluster.index.thumbnails import ThumbnailWriter
 from dq_cluster.observe.log import configure_logging
 from dq_cluster.storage import Storage
 
@@ -51,7 +53,8 @@ class EncodeJob:
     """All that an actor must know. Where the run keeps its plan, ledger, and rejects.
 
     carried: the carried columns, with the types that they have in every file of the run. known:
-    ids that are not encoded again.
+    ids that are not encoded again. thumbnails: pixels of a side, 0 for none. apart: where they are
+    written, None where they stay among the rows.
     """
 
     source: SourceSettings
@@ -63,6 +66,8 @@ class EncodeJob:
     plan: Plan
     decoders: int
     known: KnownIds | None = None
+    thumbnails: int = 0
+    apart: str | None = None
 
 
 @dataclass
@@ -74,8 +79,18 @@ class _Gathered:
         default_factory=lambda: defaultdict(list)
     )
     rejects: list[pa.Table] = field(default_factory=list)
+    thumbnails: ThumbnailWriter | None = None
+    places: dict[int, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     skipped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, lane: int, rows: pa.Table, arrays: dict[str, np.ndarray]) -> None:
+        if self.thumbnails is not None:
+            ids, pictures = (rows.column(n).combine_chunks() for n in ("id", THUMBNAIL))
+            self.places[lane].append(self.thumbnails.add(ids, pictures))
+            rows = rows.drop_columns([THUMBNAIL])
+        self.rows[lane].append(rows)
+        self.arrays[lane].append(arrays)
 
     @property
     def work(self) -> Work:
@@ -127,6 +142,8 @@ class FragmentEncoder:
         with self._lock:
             units, expected = self._plan.fragment(fragment), self._encoder.expects
         gathered = _Gathered()
+        if self._job.thumbnails and self._job.apart is not None:
+            gathered.thumbnails = ThumbnailWriter()
         lanes = divide(units, self._job.decoders)
         for lane, chunk in self._stream(lanes, expected, failures.apart):
             gathered.seconds["load"] += chunk.seconds
@@ -136,8 +153,7 @@ class FragmentEncoder:
                     started = time.perf_counter()
                     arrays = self._encoder(chunk.payload)
                     gathered.seconds["encode"] += time.perf_counter() - started
-                gathered.rows[lane].append(chunk.rows)
-                gathered.arrays[lane].append(arrays)
+                gathered.add(lane, chunk.rows, arrays)
             if chunk.rejects.num_rows:
                 gathered.rejects.append(chunk.rejects)
             if self._reports is not None:
@@ -158,8 +174,9 @@ class FragmentEncoder:
             num_returns="streaming",
             _generator_backpressure_num_objects=_AHEAD,
         )
+        how = {"apart": apart, "thumbnails": self._job.thumbnails}
         open_lanes = {
-            remote.remote(self._job.source, lane, expected, self._known, apart=apart): n
+            remote.remote(self._job.source, lane, expected, self._known, **how): n
             for n, lane in enumerate(lanes)
         }
         try:
@@ -183,6 +200,7 @@ class FragmentEncoder:
     def _commit(self, fragment: int, gathered: _Gathered) -> Receipt:
         started = time.perf_counter()
         files: tuple[FileEntry, ...] = ()
+        thumbnails = None
         columns: dict[str, str] = {}
         rows = 0
         if gathered.rows:
@@ -197,6 +215,14 @@ class FragmentEncoder:
                 gathered.rejects.append(_duplicates(table.take(again)))
                 table, arrays = table.take(first), {n: a[first] for n, a in arrays.items()}
             files = (self._encoder.write(fragment, table, arrays),)
+            if gathered.thumbnails is not None:
+                places = np.concatenate([p for lane in lanes for p in gathered.places[lane]])
+                thumbnails = gathered.thumbnails.write(
+                    self._job.storage,
+                    f"{self._job.apart}/thumbnails-{fragment:06d}-{uuid.uuid4().hex[:12]}.parquet",
+                    self._job.thumbnails,
+                    np.sort(places[first]),
+                )
             rows = table.num_rows
             columns = {n: str(table.schema.field(n).type) for n in table.column_names}
         rejects = self._write_rejects(fragment, gathered.rejects)
@@ -208,13 +234,14 @@ class FragmentEncoder:
             reasons=_count_reasons(gathered.rejects),
             files=files,
             rejects=rejects,
+            thumbnails=thumbnails,
             columns=columns,
             seconds=dict(gathered.seconds),
             skipped=most_frequent(gathered.skipped),
         )
         counted = self._ledger.commit(receipt)
-        kept = {file.path for file in (*counted.files, *counted.rejects)}
-        for file in (*files, *rejects):
+        kept = {file.path for file in counted.written}
+        for file in receipt.written:
             if file.path not in kept:
                 self._job.storage.delete(file.path)
         return counted

@@ -17,8 +17,10 @@ from dq_cluster.images.decode import Reason, RejectError
 from dq_cluster.images.framing import Framing
 from dq_cluster.images.guard import ChildDecoder, Decode, watched
 from dq_cluster.images.sources import open_source
+from dq_cluster.images.thumbnail import small_jpeg
 from dq_cluster.images.units import Unit
 from dq_cluster.images.values import matrix
+from dq_cluster.index.thumbnails import COLUMN as THUMBNAIL
 from dq_cluster.storage import Storage, translated
 
 # Bytes of pixels or features in a chunk: enough to make the hand-over cheap, little enough
@@ -67,10 +69,12 @@ def load(
     known: KnownIds | None = None,
     *,
     apart: bool = False,
+    thumbnails: int = 0,
 ) -> Iterator[Chunk]:
     """Read and decode `units` in order; if `apart`, images are decoded in a child process.
 
-    known: rows with one of these ids are passed over.
+    known: rows with one of these ids are passed over. thumbnails: images get a column `thumbnail`
+    of JPEGs of so many pixels a side at most; 0: none.
 
     Raises StorageError where storage fails, InputError where a file changed since it was planned.
     Without `apart`, an image that crashes its decoder,
@@ -82,14 +86,18 @@ def load(
         tables = opened.read(units, limit)
         if known is not None:
             tables = known.new_rows(tables, opened.skipped)
-        for chunk in _chunks(source, tables, expected, apart):
+        for chunk in _chunks(source, tables, expected, apart, thumbnails):
             yield replace(chunk, skipped=opened.skipped.take())
         if rest := opened.skipped.take():
             yield Chunk(_NO_ROWS, np.empty(0), _NO_ROWS, 0.0, rest)
 
 
 def _chunks(
-    source: SourceSettings, tables: Iterator[pa.Table], expected: Expectation, apart: bool
+    source: SourceSettings,
+    tables: Iterator[pa.Table],
+    expected: Expectation,
+    apart: bool,
+    thumbnails: int,
 ) -> Iterator[Chunk]:
     started = time.perf_counter()
     for table in tables:
@@ -99,7 +107,11 @@ def _chunks(
                 payload = _pixels(table, reasons, expected, decode)
         else:
             payload = _features(table, reasons, expected.feature_dim)
-        yield _chunk(table, payload, reasons, time.perf_counter() - started)
+        chunk = _chunk(table, payload, reasons)
+        if thumbnails and expected.image_size:
+            pictures = pa.array([small_jpeg(p, thumbnails) for p in payload], pa.binary())
+            chunk = replace(chunk, rows=chunk.rows.append_column(THUMBNAIL, pictures))
+        yield replace(chunk, seconds=time.perf_counter() - started)
         started = time.perf_counter()
 
 
@@ -139,13 +151,11 @@ def _features(table: pa.Table, reasons: list[str | None], dim: int) -> np.ndarra
     return features if kept.all() else features[finite][kept[fits]]
 
 
-def _chunk(
-    table: pa.Table, payload: np.ndarray, reasons: list[str | None], seconds: float
-) -> Chunk:
+def _chunk(table: pa.Table, payload: np.ndarray, reasons: list[str | None]) -> Chunk:
     column = pa.array(reasons, pa.string())
     carried = [n for n in table.column_names if n not in ("image", "feature", "reason")]
     table = table.select(carried)
     rejects = table.select(["id", "uri"]).append_column("reason", column)
     return Chunk(
-        table.filter(pc.is_null(column)), payload, rejects.filter(pc.is_valid(column)), seconds, {}
+        table.filter(pc.is_null(column)), payload, rejects.filter(pc.is_valid(column)), 0.0, {}
     )

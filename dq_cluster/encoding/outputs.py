@@ -21,6 +21,7 @@ from dq_cluster.images.views import another_view, choose_for_views
 from dq_cluster.index.codefile import code_table, write_code_file, write_parquet
 from dq_cluster.index.manifest import FileEntry
 from dq_cluster.index.models import ModelCard, read_tensors
+from dq_cluster.index.thumbnails import COLUMN as THUMBNAIL
 from dq_cluster.model.bundle import load_model
 from dq_cluster.storage import Storage
 
@@ -144,12 +145,17 @@ class FeatureEncoder:
             arrays["view"] = views
         return arrays
 
+    def _kept(self, rows: pa.Table) -> list[str]:
+        """Columns that go along; where the image is, or a small one, so that what is encoded from
+        features can show it."""
+        small = [THUMBNAIL] if THUMBNAIL in rows.column_names else []
+        return list(dict.fromkeys(["id", *self._output.columns, "uri", *small]))
+
     def _features(self, pixels: np.ndarray) -> np.ndarray:
         return _in_batches(self._backbone, pixels, self._output.batch_size).astype(np.float16)
 
     def write(self, fragment: int, rows: pa.Table, arrays: dict[str, np.ndarray]) -> FileEntry:
-        # Where the image is goes along, so that what is encoded from features can show it.
-        table = rows.select(list(dict.fromkeys(["id", *self._output.columns, "uri"])))
+        table = rows.select(self._kept(rows))
         for name, matrix in arrays.items():
             lists = pa.FixedSizeListArray.from_arrays(
                 pa.array(matrix.ravel()),

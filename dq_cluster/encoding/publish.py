@@ -62,9 +62,9 @@ def publish_run(
     check_rejects(receipts, max_reject_fraction)
     files = [file for receipt in receipts for file in receipt.files]
     rejects = [file for receipt in receipts for file in receipt.rejects]
-    check_stored(
-        index.storage, data_folder(run), [*files, *rejects], "the same command encodes it again"
-    )
+    thumbnails = {r.files[0].path: r.thumbnails for r in receipts if r.thumbnails is not None}
+    written = [file for receipt in receipts for file in receipt.written]
+    check_stored(index.storage, data_folder(run), written, "the same command encodes it again")
     id_types = {receipt.columns["id"] for receipt in receipts if receipt.files}
     new = Manifest(
         version=0,
@@ -75,6 +75,7 @@ def publish_run(
         arrow_schema=pack_schema(_carried(index.storage, card, columns, receipts)),
         files=tuple(files),
         rows=sum(file.rows for file in files),
+        thumbnails=thumbnails,
         rejects=tuple(rejects),
         rejected=sum(file.rows for file in rejects),
         evaluation=card.evaluation,
@@ -145,6 +146,7 @@ def appended(storage: Storage, old: Manifest, new: Manifest) -> Manifest:
             "files": files,
             "id_type": common_type((old.id_type, new.id_type), files),
             "rows": old.rows + new.rows,
+            "thumbnails": old.thumbnails | new.thumbnails,
             "tombstones": old.tombstones,
             "deleted": old.deleted,
             "rejects": (*old.rejects, *new.rejects),

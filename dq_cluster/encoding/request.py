@@ -26,6 +26,7 @@ class FeaturizeRequest(Settings):
     views: ViewSettings
     fragment_rows: int
     sample: int | None = None
+    thumbnails: int = 0
 
 
 class EncodeRequest(Settings):
@@ -36,6 +37,7 @@ class EncodeRequest(Settings):
     fragment_rows: int
     model: str
     only_new: bool = False
+    thumbnails: int = 0
 
     def names(self) -> list[str]:
         """Names for a run that was not given one: today's, and behind it those of older releases.
@@ -50,8 +52,9 @@ class EncodeRequest(Settings):
 
     def _digest(self, uri: str) -> str:
         values = self.model_dump(mode="json")
-        if not self.only_new:
-            del values["only_new"]
+        for added in ("only_new", "thumbnails"):
+            if not values[added]:
+                del values[added]
         changed = self.model_dump(mode="json", exclude_defaults=True)["source"]
         source = _named(values["source"], changed, _SOURCE) | {"uri": uri}
         source["limits"] = _named(source["limits"], changed.get("limits", {}), _LIMITS)

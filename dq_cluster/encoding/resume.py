@@ -86,7 +86,7 @@ def _forget_lost(storage: Storage, ledger: Ledger, written: Sequence[str]) -> No
     lost = [
         receipt.fragment
         for receipt in receipts
-        if any(sizes.get(file.path) != file.size for file in (*receipt.files, *receipt.rejects))
+        if any(sizes.get(file.path) != file.size for file in receipt.written)
     ]
     for fragment in lost:
         ledger.forget(fragment)

@@ -27,6 +27,7 @@ from dq_cluster.images.sources import numbers_rows, open_source, source_schema
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.models import ModelCard, find_model
+from dq_cluster.index.thumbnails import COLUMN as THUMBNAIL
 from dq_cluster.run import Run
 
 
@@ -43,6 +44,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
         fragment_rows=settings.fragment_rows,
         model=card.digest,
         only_new=settings.only_new,
+        thumbnails=settings.thumbnails,
     )
     parent = index.manifest() if settings.only_new else None
     name = settings.run or _name(index, request, parent)
@@ -75,7 +77,7 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
             ),
         )
         job = EncodeJob(
-            source=settings.source,
+            source=_with_thumbnails(settings),
             carried=schema.remove(0),
             output=CodeOutput(
                 index.storage,
@@ -92,6 +94,8 @@ def encode(settings: EncodeSettings) -> dict[str, Any]:
             plan=plan,
             decoders=settings.pool.decoders,
             known=known,
+            thumbnails=settings.thumbnails,
+            apart=written,
         )
         figures = run_fragments(job, settings.pool, f"encode {name}", settings.max_reject_fraction)
         run.confirm()
@@ -215,6 +219,14 @@ def _check(settings: EncodeSettings, card: ModelCard, index: Index) -> pa.Schema
     return schema
 
 
+def _with_thumbnails(settings: EncodeSettings) -> SourceSettings:
+    """The source, whose rows bring their thumbnails where they are features."""
+    source = settings.source
+    if not settings.thumbnails or source.kind != "features":
+        return source
+    return source.model_copy(update={"columns": (*source.columns, THUMBNAIL)})
+
+
 def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
     """Features of another backbone may have the right form, and mean nothing to the model."""
     source = ParquetRows(settings.source)
@@ -227,6 +239,11 @@ def _check_origin(settings: EncodeSettings, card: ModelCard) -> None:
             f"the features at {settings.source.uri} were made with another backbone than model "
             f"{card.digest[:12]} was trained on (they differ in {', '.join(differ)}); make the "
             "features again, or encode with the model they belong to"
+        )
+    if settings.thumbnails and THUMBNAIL not in source.column_names():
+        raise InputError(
+            f"the features at {settings.source.uri} have no thumbnails to keep; make them with "
+            "featurize and thumbnails=128, or set thumbnails=0"
         )
     dim = source.dimension()
     if dim not in (None, card.feature_dim):

@@ -27,9 +27,10 @@ _ENTRY = re.compile(r"(\d{8}|[1-9]\d{8,17})\.json", re.ASCII)
 class Receipt(Document):
     """What an encoding task reports about its fragment.
 
-    files, rejects: what it wrote; rows, rejected: how many rows are in them; reasons: rejects by
-    reason; columns: names and Arrow types of the columns of `files`; seconds: time spent per
-    stage, summed over its workers; skipped: members of tars that are no input, by kind.
+    files, rejects, thumbnails: what it wrote; rows, rejected: how many rows are in them;
+    reasons: rejects by reason; columns: names and Arrow types of the columns of `files`; seconds:
+    time spent per stage, summed over its workers; skipped: members of tars that are no input, by
+    kind.
     """
 
     NAME: ClassVar[str] = "receipt"
@@ -41,9 +42,16 @@ class Receipt(Document):
     reasons: dict[str, int]
     files: tuple[FileEntry, ...]
     rejects: tuple[FileEntry, ...]
+    thumbnails: FileEntry | None = None
     columns: dict[str, str]
     seconds: dict[str, float]
     skipped: dict[str, int] = Field(default_factory=dict)
+
+    @property
+    def written(self) -> tuple[FileEntry, ...]:
+        """All files."""
+        small = () if self.thumbnails is None else (self.thumbnails,)
+        return (*self.files, *self.rejects, *small)
 
 
 class Ledger:

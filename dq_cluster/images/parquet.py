@@ -134,6 +134,11 @@ class ParquetRows:
         nothing = pa.schema([(name, pa.null()) for name in kept])
         return join_schemas([("", nothing), *parts], "the files before it")
 
+    def column_names(self) -> list[str]:
+        """The columns of the first file."""
+        first = next(self.listing(), None)
+        return list(open_rows(self._storage, first.path).schema.names) if first else []
+
     def about(self, key: bytes) -> bytes | None:
         """What the first file says under `key` in its metadata."""
         first = next(self.listing(), None)

@@ -53,8 +53,15 @@ def thumbnail(uri: str | None, limits: ImageLimits, size: int = 160) -> bytes:
         pixels = decode_image(data, size, limits)
     except (DqError, pa.ArrowException, tarfile.TarError, zlib.error, EOFError, OSError):
         raise NotFoundError("the index names no readable picture for this image") from None
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=85)
+    return small_jpeg(pixels, size)
+
+
+def small_jpeg(pixels: np.ndarray, size: int) -> bytes:
+    """A square of pixels (s, s, 3) uint8 as a JPEG of at most `size` pixels a side."""
+    image, out = Image.fromarray(pixels), io.BytesIO()
+    if size < image.width:
+        image = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    image.save(out, "JPEG", quality=85)
     return out.getvalue()
 
 

@@ -21,6 +21,7 @@ from dq_cluster.index.columns import cast_columns, pack_schema
 from dq_cluster.index.ids import concat_rows
 from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.index.stored import check_stored
+from dq_cluster.index.thumbnails import merge_thumbnails
 from dq_cluster.index.tombstones import read_tombstones
 from dq_cluster.run import Run
 
@@ -44,20 +45,29 @@ def compact(index: Index, target_rows: int = 1_000_000) -> Manifest:
     with run.at_work():
         schema = carried_schema(index.storage, old)
         files: list[FileEntry] = []
+        thumbnails: dict[str, FileEntry] = {}
         for number, group in enumerate(groups):
             if len(group) == 1 and group[0].path not in deleted:
                 files.append(group[0])
+                if group[0].path in old.thumbnails:
+                    thumbnails[group[0].path] = old.thumbnails[group[0].path]
                 continue
-            table = _merged(index, old, schema, group, deleted)
+            table, living = _merged(index, old, schema, group, deleted)
             if table.num_rows:
                 path = f"{folder}/part-{number:06d}.parquet"
+                small = f"{folder}/thumbnails-{number:06d}.parquet"
+                pictures = merge_thumbnails(index.storage, old, living, index.storage, small)
+                if pictures is not None:
+                    thumbnails[path] = pictures
                 files.append(
                     write_code_file(
                         index.storage, path, table, model=old.model, geometry=old.geometry
                     )
                 )
         run.confirm()
-        written = [file for file in files if file.path.startswith(f"{folder}/")]
+        written = [
+            file for file in (*files, *thumbnails.values()) if file.path.startswith(f"{folder}/")
+        ]
         check_stored(index.storage, folder, written, "compact again")
 
         def make(version: int, parent: int | None) -> Manifest:
@@ -76,6 +86,7 @@ def compact(index: Index, target_rows: int = 1_000_000) -> Manifest:
                 arrow_schema=pack_schema(schema),
                 files=tuple(files),
                 rows=sum(file.rows for file in files),
+                thumbnails=thumbnails,
                 rejects=old.rejects,
                 rejected=old.rejected,
                 evaluation=old.evaluation,
@@ -112,7 +123,8 @@ def _merged(
     carried: pa.Schema,
     group: list[FileEntry],
     deleted: dict[str, np.ndarray],
-) -> pa.Table:
+) -> tuple[pa.Table, dict[str, pa.Array]]:
+    """The living rows of a group as one table, and their ids by the file they were in."""
     tables = []
     for file in group:
         opened = open_code_file(
@@ -123,10 +135,14 @@ def _merged(
         file_schema(opened, manifest.columns, f"{index.storage.uri}/{file.path}")
         rows = opened.read().filter(pa.array(alive))
         tables.append(cast_columns(rows, carried))
+    living = {
+        file.path: rows.column("id").combine_chunks()
+        for file, rows in zip(group, tables, strict=True)
+    }
     table = concat_rows(tables).combine_chunks()
     geometry = manifest.geometry
     second = geometry.refine_m  # bytes of the second code, 0 without one
-    return code_table(
+    merged = code_table(
         table.column("id").combine_chunks(),
         code_matrix(table.column("code").combine_chunks(), geometry.code_size),
         geometry,
@@ -134,3 +150,4 @@ def _merged(
         table.column("cell").to_numpy() if geometry.nlist else None,
         code_matrix(table.column("refine_code").combine_chunks(), second) if second else None,
     )
+    return merged, living

@@ -20,7 +20,7 @@ _ORDER = (
     re.compile(r"runs/[^/]+/plan\.json"),
     re.compile(r"runs/[^/]+/plan-[^/]+\.parquet"),
     re.compile(r"runs/[^/]+/run\.json"),
-    re.compile(r"data/[^/]+/(part|rejects|tombstones)-[^/]+\.parquet"),
+    re.compile(r"data/[^/]+/(part|rejects|thumbnails|tombstones)-[^/]+\.parquet"),
 )
 _SIGN = re.compile(r"(runs/[^/]+|runs/[^/]+/train)/alive/[^/]+")
 _MARK = re.compile(r"(runs/[^/]+|runs/[^/]+/train)/collecting/[^/]+")
@@ -131,6 +131,7 @@ def out_of_use(
 def named_files(manifest: Manifest) -> Iterator[FileEntry]:
     """Every file the manifest names."""
     yield from manifest.files
+    yield from manifest.thumbnails.values()
     yield from manifest.tombstones
     yield from manifest.rejects
 

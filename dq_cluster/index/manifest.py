@@ -47,7 +47,8 @@ class Manifest(Document):
     `rows` counts codes over `files`; `deleted` counts rows that `tombstones` take out of them.
     `id_type` is the Arrow type of the ids, int64, uint64, or string; a file of a uint64 version may
     store int64. `columns` names the carried columns; `arrow_schema` has their types
-    (`index.columns.pack_schema`), None where an older dq_cluster wrote the version.
+    (`index.columns.pack_schema`), None where an older dq_cluster wrote the version. `thumbnails`
+    has the file of small pictures of a code file, by the path of that (`index.thumbnails`).
     """
 
     NAME: ClassVar[str] = "manifest"
@@ -62,6 +63,7 @@ class Manifest(Document):
     arrow_schema: str | None = None
     files: tuple[FileEntry, ...]
     rows: int
+    thumbnails: dict[str, FileEntry] = Field(default_factory=dict)
     tombstones: tuple[FileEntry, ...] = ()
     deleted: int = 0
     rejects: tuple[FileEntry, ...] = ()
@@ -70,7 +72,9 @@ class Manifest(Document):
     producer: Producer
 
     def to_json(self) -> bytes:
-        return self.model_dump_json(indent=1).encode()
+        # Releases that know no thumbnails read a version without any.
+        without = set() if self.thumbnails else {"thumbnails"}
+        return self.model_dump_json(indent=1, exclude=without).encode()
 
 
 def parse_manifest(data: bytes, origin: str) -> Manifest:

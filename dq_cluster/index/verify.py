@@ -25,6 +25,7 @@ from dq_cluster.index.columns import join_schemas
 from dq_cluster.index.ids import NUMBERS, as_type
 from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.index.models import read_card, read_tensors
+from dq_cluster.index.thumbnails import thumbnail_problems
 from dq_cluster.index.tombstones import live_ids, read_tombstones
 from dq_cluster.storage import Storage
 
@@ -51,7 +52,7 @@ def verify(index: Index, version: int | None = None, *, ids: bool = False) -> Ve
     """
     manifest = index.manifest(version)
     storage = index.storage
-    others = (*manifest.tombstones, *manifest.rejects)
+    others = (*manifest.tombstones, *manifest.rejects, *manifest.thumbnails.values())
     problems = list(_model_problems(storage, manifest))
     with ThreadPoolExecutor(_READERS) as pool:
         wrong = list(
@@ -72,6 +73,7 @@ def verify(index: Index, version: int | None = None, *, ids: bool = False) -> Ve
     problems.extend(_type_problems(storage, manifest, schemas))
     if not problems:
         problems.extend(_tombstone_problems(storage, manifest))
+        problems.extend(thumbnail_problems(storage, manifest))
         if ids:
             problems.extend(_duplicate_ids(storage, manifest))
     return VerifyReport(

@@ -2,6 +2,7 @@
 
     <output>/shard-000.faiss     IndexPQ, or IndexIVFPQ where the version has cells
     <output>/shard-000.parquet   column `id`: the id of each row of that index, in its order
+    <output>/thumbnails-000.parquet   `id`, `thumbnail`: small pictures, where the version has some
 
 Deleted images are left out. An embedding of the model is what these indexes are searched with.
 """
@@ -18,6 +19,7 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import open_code_file, read_codes
 from dq_cluster.index.ids import as_type
 from dq_cluster.index.manifest import FileEntry, Manifest
+from dq_cluster.index.thumbnails import merge_thumbnails
 from dq_cluster.index.tombstones import read_tombstones
 from dq_cluster.search import faiss_index
 from dq_cluster.search.codebooks import Codebooks
@@ -37,7 +39,7 @@ def export_faiss(
     manifest = index.manifest(version)
     codebooks = Codebooks.load(index.storage, manifest)
     deleted = read_tombstones(index.storage, manifest)
-    target, rows = Storage(output), 0
+    target, rows, thumbnails = Storage(output), 0, 0
     for number, shard in enumerate(plan_shards(manifest, shards)):
         files = [file for block in shard.blocks for file in block.files]
         parts = [_live(index.storage, manifest, file, deleted.get(file.path)) for file in files]
@@ -54,12 +56,17 @@ def export_faiss(
             target.upload(folder / name, f"{name}.faiss")
             pq.write_table(pa.table({"id": pa.concat_arrays(ids)}), folder / "ids")
             target.upload(folder / "ids", f"{name}.parquet")
+        living = {file.path: own for file, own in zip(files, ids, strict=True)}
+        small = f"thumbnails-{number:03d}.parquet"
+        pictures = merge_thumbnails(index.storage, manifest, living, target, small)
+        thumbnails += 0 if pictures is None else pictures.rows
         rows += made.ntotal
     return {
         "output": target.uri,
         "version": manifest.version,
         "shards": shards,
         "rows": rows,
+        "thumbnails": thumbnails,
         "index": type(made).__name__,
         "metric": manifest.geometry.metric,
         "dim": manifest.geometry.dim,

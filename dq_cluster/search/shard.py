@@ -70,10 +70,11 @@ class ShardAnswer:
 @dataclass(frozen=True)
 class Item:
     """One row: what its longest code stands for, decoded where there is a decoder, (dim,) float32,
-    and its `uri`, if carried."""
+    its `uri`, if carried, and which row of the version it is."""
 
     embedding: np.ndarray
     uri: str | None
+    ordinal: int
 
 
 class LoadedShard:
@@ -130,7 +131,7 @@ class LoadedShard:
         uri = None
         if "uri" in self.rows.schema.names:
             (uri,) = to_json(self.rows.take(np.array([ordinal]), ["uri"]).column("uri"))
-        return Item(self.embeddings(np.array([ordinal]))[0], uri)
+        return Item(self.embeddings(np.array([ordinal]))[0], uri, int(ordinal))
 
     def embeddings(self, ordinals: np.ndarray) -> np.ndarray:
         """What the longest codes of the rows `ordinals` (n,) stand for: (n, dim) float32."""

@@ -183,7 +183,10 @@ class SearchResponse(BaseModel):
 
 
 class IndexInfo(BaseModel):
-    """The version being served. decoder: whether its model can decode codes to re-rank by."""
+    """The version being served. decoder: whether its model can decode codes to re-rank by.
+
+    images: whether a query may be an image; pictures: whether there are small ones to show.
+    """
 
     version: int
     model: str
@@ -197,6 +200,7 @@ class IndexInfo(BaseModel):
     columns: list[str]
     shards: int
     images: bool
+    pictures: bool
     evaluation: dict[str, Any]
 
 

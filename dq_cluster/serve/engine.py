@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 
 from dq_cluster.errors import InputError, NotFoundError, UnavailableError
-from dq_cluster.images.thumbnail import thumbnail
 from dq_cluster.index.ids import to_id
 from dq_cluster.observe.metrics import STEP_SECONDS
 from dq_cluster.observe.tracing import exemplar, trace_headers
@@ -185,14 +184,14 @@ class Engine:
         return response
 
     async def picture(self, id: int | str) -> bytes:
-        """A small JPEG of the image `id`, read from the `uri` that the index carries.
+        """A small JPEG of the image `id`, stored, or read from the `uri` that it carries.
 
         Raises NotFoundError for an unknown id and for an image that cannot be read, and
         UnavailableError where the shard that may hold it does not answer.
         """
         with self._pinned() as served:
             item = await self._find(id, served, self.settings.timeout_ms)
-            return await asyncio.to_thread(thumbnail, item.uri, served.limits)
+            return await asyncio.to_thread(served.picture, id, item)
 
     def _batch_limit(self, batch: "_Batch") -> int:
         """Queries of a batch: what one request may ask for, several together may not exceed."""

@@ -5,17 +5,22 @@ from functools import partial
 
 import pyarrow as pa
 
-from dq_cluster.errors import InputError
+from dq_cluster.errors import DqError, InputError
 from dq_cluster.images.config import ImageLimits
 from dq_cluster.images.decode import decode_image
 from dq_cluster.images.guard import ChildDecoderPool
+from dq_cluster.images.thumbnail import thumbnail
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import row_schema
+from dq_cluster.index.ids import to_id
 from dq_cluster.index.manifest import Manifest
+from dq_cluster.index.thumbnails import stored_thumbnail
 from dq_cluster.search.placement import Layout, Shard, plan_shards
+from dq_cluster.search.shard import Item
 from dq_cluster.serve.api import IndexInfo, SearchRequest
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.embed import Embedder
+from dq_cluster.storage import Storage
 
 _DECODERS = 2  # images of queries that are decoded at once
 
@@ -27,6 +32,7 @@ class Served:
     schema: of the id and the carried columns, which a filter can ask for.
     """
 
+    storage: Storage
     manifest: Manifest
     schema: pa.Schema
     shards: tuple[Shard, ...]
@@ -66,7 +72,7 @@ class Served:
             embedder = Embedder(index.storage, manifest.model, decode)
         schema = row_schema(index.storage, manifest)
         shards = plan_shards(manifest, settings.shards)
-        return cls(manifest, schema, shards, embedder, limits)
+        return cls(index.storage, manifest, schema, shards, embedder, limits)
 
     def reranking(self, request: SearchRequest, settings: ServeSettings) -> tuple[str, int]:
         """What re-ranks, as its setting is named, and how many candidates for each neighbour.
@@ -89,6 +95,18 @@ class Served:
                 )
         return chosen
 
+    def picture(self, id: int | str, item: Item) -> bytes:
+        """A small JPEG of `item`: the stored one, else of the image at its `uri`.
+
+        Raises NotFoundError where there is neither.
+        """
+        id = to_id(id, self.manifest.id_type)
+        try:
+            stored = stored_thumbnail(self.storage, self.manifest, item.ordinal, id)
+        except (DqError, pa.ArrowException, OSError):
+            stored = None  # verify says what is wrong with its file
+        return stored or thumbnail(item.uri, self.limits)
+
     def info(self) -> IndexInfo:
         geometry = self.manifest.geometry
         return IndexInfo(
@@ -104,5 +122,6 @@ class Served:
             columns=list(self.manifest.columns),
             shards=len(self.shards),
             images=self.embedder.takes_images,
+            pictures="uri" in self.manifest.columns or bool(self.manifest.thumbnails),
             evaluation=self.manifest.evaluation,
         )

@@ -113,7 +113,7 @@ class GetIndexRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Index(_message.Message):
-    __slots__ = ("version", "model", "rows", "dim", "feature_dim", "bits", "metric", "columns", "shards", "images", "evaluation", "refine_bits", "decoder")
+    __slots__ = ("version", "model", "rows", "dim", "feature_dim", "bits", "metric", "columns", "shards", "images", "evaluation", "refine_bits", "decoder", "pictures")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +127,7 @@ class Index(_message.Message):
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     REFINE_BITS_FIELD_NUMBER: _ClassVar[int]
     DECODER_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
     version: int
     model: str
     rows: int
@@ -140,7 +141,8 @@ class Index(_message.Message):
     evaluation: _struct_pb2.Struct
     refine_bits: int
     decoder: bool
-    def __init__(self, version: _Optional[int] = ..., model: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., feature_dim: _Optional[int] = ..., bits: _Optional[int] = ..., metric: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., shards: _Optional[int] = ..., images: _Optional[bool] = ..., evaluation: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refine_bits: _Optional[int] = ..., decoder: _Optional[bool] = ...) -> None: ...
+    pictures: bool
+    def __init__(self, version: _Optional[int] = ..., model: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., feature_dim: _Optional[int] = ..., bits: _Optional[int] = ..., metric: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., shards: _Optional[int] = ..., images: _Optional[bool] = ..., evaluation: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refine_bits: _Optional[int] = ..., decoder: _Optional[bool] = ..., pictures: _Optional[bool] = ...) -> None: ...
 
 class ListVersionsRequest(_message.Message):
     __slots__ = ()

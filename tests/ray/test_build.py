@@ -1,9 +1,13 @@
 """A pile of images becomes an index, and what is new joins it, on real Ray."""
 
+import io
 import re
+import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -15,13 +19,17 @@ from dq_cluster.client import Client
 from dq_cluster.encoding.run import encode
 from dq_cluster.errors import InputError
 from dq_cluster.images.config import SourceSettings
+from dq_cluster.images.decode import decode_image
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.tombstones import live_ids
+from dq_cluster.index.compact import compact
+from dq_cluster.index.gc import collect_garbage
+from dq_cluster.index.tombstones import delete_ids, live_ids
+from dq_cluster.index.verify import verify
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.plot import neighbours
 from dq_cluster.search.export import export_faiss
 from dq_cluster.storage import Storage
-from tests.encoding import settings_for, tiny_backbone, tiny_model
+from tests.encoding import SIDE, settings_for, tiny_backbone, tiny_model
 from tests.pictures import crops, encoded, photograph, write_folder, write_parquet, write_tar
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -88,6 +96,29 @@ def test_a_folder_and_what_is_new_in_it(tmp_path: Path, capsys: pytest.CaptureFi
     with Client(settings.index) as client:
         hits = client.search(image=pile / "1/131.jpg", k=20, include=["label"]).hits[0]
     assert ("1/131.jpg", "1") in [(hit.id, hit.columns["label"]) for hit in hits]
+
+    # The pictures stay when the pile is gone, through deleting and compacting.
+    shutil.rmtree(pile)
+    index = Index.at(settings.index)
+    assert sum(file.rows for file in index.manifest().thumbnails.values()) == 150
+    delete_ids(index, pa.array(["1/011.jpg"]))
+    compacted = compact(index)
+    (small,) = compacted.thumbnails.values()
+    assert (small.rows, compacted.rows) == (149, 149)
+    assert small.path.startswith(compacted.files[0].path.rpartition("/")[0])
+    assert verify(index).problems == ()
+    with Client(settings.index) as client:
+        for id in ("0/000.png", "1/131.jpg"):
+            shown = np.asarray(Image.open(io.BytesIO(client.picture(id))), np.float32)
+            assert shown.shape == (SIDE, SIDE, 3)
+            original = decode_image(pictures(0, 150)[id], SIDE)
+            assert np.abs(shown - original).mean() < 12
+    exported = export_faiss(index, str(tmp_path / "faiss"))
+    assert exported["thumbnails"] == 149
+    collect_garbage(index, timedelta(0))
+    assert verify(index).problems == ()
+    index.storage.write(small.path, b"damaged")
+    assert any("thumbnails" in problem for problem in verify(index).problems)
 
 
 def test_a_pile_larger_than_the_sample(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ BODIES = [
     messages.pack_query(QUERY),
     messages.pack_answer(ShardAnswer(np.ones((2, 5), np.float32), np.ones((2, 5), np.int64), 0.5)),
     messages.pack_find(Layout(1, 2), 2**63 + 1),
-    messages.pack_item(Item(np.ones(4, np.float32), "a.jpg")),
+    messages.pack_item(Item(np.ones(4, np.float32), "a.jpg", 7)),
     messages.pack_take(Layout(1, 2), np.arange(3), ("word",)),
     messages.pack_table(ROWS),
     messages.pack_failure(Failure("why")),
@@ -148,7 +148,7 @@ class Shard:
     async def find(self, body: messages.Body) -> bytes:
         self.asked += 1
         await self.gate.wait()
-        return messages.pack_item(Item(np.zeros(1, np.float32), self.name))
+        return messages.pack_item(Item(np.zeros(1, np.float32), self.name, 0))
 
     async def fail(self, body: messages.Body) -> bytes:
         raise InputError("k is wrong in /secret/index")

@@ -38,7 +38,7 @@ async function start() {
 
 // ---- pictures
 
-const hasPictures = () => Boolean(about && about.columns.includes("uri"));
+const hasPictures = () => Boolean(about && about.pictures);
 
 async function thumbnail(id, parent, onImage = (image) => image) {
   const empty = element("div", undefined, "none");

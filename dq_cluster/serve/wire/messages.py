@@ -64,12 +64,16 @@ def unpack_find(body: Body) -> tuple[Layout, int | str]:
 
 
 def pack_item(item: Item | None) -> bytes:
-    return pack_body({}) if item is None else pack_body({"uri": item.uri}, [item.embedding])
+    if item is None:
+        return pack_body({})
+    return pack_body({"uri": item.uri, "ordinal": item.ordinal}, [item.embedding])
 
 
 def unpack_item(body: Body) -> Item | None:
     values, arrays = unpack_body(body)
-    return Item(arrays[0], values.get("uri")) if arrays else None
+    if not arrays:
+        return None
+    return Item(arrays[0], values.get("uri"), _of(values, "ordinal", int))
 
 
 def pack_take(layout: Layout, ordinals: np.ndarray, columns: tuple[str, ...]) -> bytes:

@@ -54,6 +54,11 @@ class Codes:
     def __len__(self) -> int:
         return len(self.codes)
 
+    def cells(self) -> np.ndarray:
+        """The cells (n,) int32 of the codes of an IVF geometry."""
+        assert isinstance(self.codes, CellCodes)
+        return self.codes.runs.cells_of(np.arange(len(self))).astype(np.int32)
+
     @classmethod
     def load(
         cls,

@@ -54,7 +54,7 @@ class Searcher:
         self.places = places or Places([sum(map(len, segments))], [0])
         self.simd = faiss_index.choose_simd(self.geometry)
         self._segments, self._codebooks, self._live = segments, codebooks, live
-        self._codes = Stacked([segment.codes for segment in segments], self.geometry.code_size)
+        self.codes = Stacked([segment.codes for segment in segments], self.geometry.code_size)
         self._in_order = [s.codes for s in segments if isinstance(s.codes, CellCodes)]
         self._whole: Flat | Cells
         if self.geometry.nlist:
@@ -65,7 +65,7 @@ class Searcher:
         self._selected: WeakKeyDictionary[Selection, SelectedFlat | SelectedCells] = (
             WeakKeyDictionary()
         )
-        self.room = max(_LEAST_ROOM, len(self._codes) * self.geometry.code_size // 8)
+        self.room = max(_LEAST_ROOM, len(self.codes) * self.geometry.code_size // 8)
         self._listed = bool(segments) and all(segment.lists is not None for segment in segments)
 
     @property
@@ -109,7 +109,7 @@ class Searcher:
 
     def embeddings(self, ordinals: np.ndarray) -> np.ndarray:
         """What the codes of rows (n,) stand for: (n, dim) float32."""
-        codes = self._codes[self.places.rows_of(ordinals)]
+        codes = self.codes[self.places.rows_of(ordinals)]
         return self._codebooks.centroids.of(codes).astype(np.float32)
 
     def _search(
@@ -141,7 +141,7 @@ class Searcher:
                 labels = np.where(rows.holds(labels), labels, MISSING)
             exact = ExactScores(open_queries, self._codebooks.centroids)
             slack = self._slack(open_queries, exact, rounded=not isinstance(scan, OnGpu))
-            scored = exact.of(self._codes, labels)
+            scored = exact.of(self.codes, labels)
             scored[labels == MISSING] = -np.inf
             at = np.arange(len(pending))[:, None], best(scored, labels, k)
             scored, winners = scored[at], labels[at]

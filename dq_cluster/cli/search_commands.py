@@ -28,6 +28,9 @@ def search(
         str | None, typer.Option(help="Id of an image of the index to search for.")
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Number of neighbours.")] = 10,
+    within: Annotated[
+        float | None, typer.Option(help="Only those that score at least this: is it there already?")
+    ] = None,
     nprobe: Annotated[
         int | None, typer.Option(help="Cells of an IVF version to scan; default: all.")
     ] = None,
@@ -56,6 +59,7 @@ def search(
             image=image,
             id=id,
             k=k,
+            within=within,
             nprobe=nprobe,
             k_factor=k_factor,
             decode_factor=decode_factor,

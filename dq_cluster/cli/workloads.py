@@ -32,7 +32,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 
 def register(app: typer.Typer) -> None:
     """Add the workloads to `app`."""
-    for command in (build, add, featurize, train, encode, evaluate, neighbours, duplicates, serve):
+    for command in (
+        build,
+        add,
+        featurize,
+        train,
+        encode,
+        evaluate,
+        neighbours,
+        duplicates,
+        groups,
+        serve,
+    ):
         app.command()(command)
 
 
@@ -172,6 +183,15 @@ def duplicates(config: Config = None, overrides: Overrides = None, json: Json = 
 
     settings = load_settings(DuplicatesSettings, config, overrides or ())
     _run(lambda: duplicates(settings), json)
+
+
+def groups(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
+    """Show what is in a version: its cells as coarse groups, with sizes and samples."""
+    from dq_cluster.knn.cells import groups
+    from dq_cluster.knn.config import GroupsSettings
+
+    settings = load_settings(GroupsSettings, config, overrides or ())
+    emit(groups(settings), as_json=json)
 
 
 def serve(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:

@@ -21,9 +21,7 @@ class Candidates:
         self._aside: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._count = 0
 
-    def offer(
-        self, queries: np.ndarray, rows: np.ndarray, scores: torch.Tensor, fold: int
-    ) -> None:
+    def offer(self, queries: np.ndarray, rows: np.ndarray, scores: torch.Tensor, fold: int) -> None:
         """Scores (q, w) of `rows` (at most w; the columns beyond are -inf) for `queries` (q,).
 
         Columns are looked at in groups of `fold`, a power of two that divides w: where the best of

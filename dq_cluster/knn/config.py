@@ -11,8 +11,7 @@ MAX_K = 1000
 class FinderSettings(Settings):
     """The fixed pool that does the work.
 
-    workers: actors, each with all codes of the version in memory. cpus: of each; faiss uses as many
-    threads.
+    workers: actors, each with all codes of the version in memory. cpus: threads of each.
     """
 
     workers: int = Field(default=1, ge=1)
@@ -41,7 +40,7 @@ class NeighboursSettings(Settings):
     nprobe: int = Field(default=0, ge=0)
     k_factor: int = Field(default=4, ge=1, le=100)
     decode_factor: int = Field(default=4, ge=1, le=100)
-    fragment_rows: int = Field(default=FRAGMENT_ROWS // 4, ge=1)
+    fragment_rows: int = Field(default=4 * FRAGMENT_ROWS, ge=1)
     pool: FinderSettings = FinderSettings()
 
 
@@ -57,3 +56,18 @@ class DuplicatesSettings(NeighboursSettings):
     k: int = Field(default=100, ge=1, le=MAX_K)
     keep: str = Field(default="first", pattern=r"^(first|(max|min):.+)$")
     delete: bool = False
+
+
+class GroupsSettings(Settings):
+    """Coarse groups of a version, with sizes and samples: a first look at what is in it.
+
+    version: default: CURRENT. groups: how many, by k-means; default: the cells of the version, or
+    100 where it has none. samples: images of each that are named, the nearest to its centroid.
+    output: the folder or `s3://` prefix for `groups.parquet` and the report.
+    """
+
+    index: Location
+    output: Location
+    version: int | None = None
+    groups: int | None = Field(default=None, ge=1, le=65536)
+    samples: int = Field(default=9, ge=1, le=100)

@@ -8,19 +8,21 @@ import pyarrow.parquet as pq
 
 from dq_cluster.document import Document
 from dq_cluster.errors import ConfigError, InputError
+from dq_cluster.evaluate.report import GridRow, Report
 from dq_cluster.index.catalog import Index
-from dq_cluster.index.codefile import open_code_file, row_schema
-from dq_cluster.index.columns import cast_columns
 from dq_cluster.index.manifest import Manifest
 from dq_cluster.index.tombstones import delete_ids
 from dq_cluster.knn.config import DuplicatesSettings
 from dq_cluster.knn.groups import Leaders, kept
+from dq_cluster.knn.report import captions, grid, histogram
 from dq_cluster.knn.result import NeighboursManifest, parts
+from dq_cluster.knn.rows import values_of
 from dq_cluster.knn.run import find_neighbours
 from dq_cluster.storage import Storage
 
 GROUPS = "duplicates.parquet"
 NAME = "duplicates.json"
+_SHOWN = 50  # groups with pictures in the report
 
 
 class DuplicatesManifest(Document):
@@ -55,7 +57,8 @@ def duplicates(settings: DuplicatesSettings) -> dict[str, Any]:
     version, storage = index.manifest(result.version), Storage(settings.output)
     leaders = _leaders(storage, result, version.rows)
     rows = leaders.members()
-    values = _values(index, version, rows, ["id", *([column] if column else [])])
+    names = {"id", *([column] if column else []), *({"uri"} & set(version.columns))}
+    values = values_of(index, version, rows, sorted(names))
     keep = kept(leaders.of[rows], values.get(column or ""), largest=largest)
     table = _table(values["id"], leaders.of[rows], leaders.scores[rows], keep)
     sink = pa.BufferOutputStream()
@@ -71,6 +74,7 @@ def duplicates(settings: DuplicatesSettings) -> dict[str, Any]:
         full=result.full,
     )
     storage.write(NAME, manifest.model_dump_json(indent=1).encode())
+    _report(manifest, table, values.get("uri")).write(storage)
     summary = manifest.model_dump(exclude={"format"}) | {"output": settings.output}
     if settings.delete and manifest.others:
         gone = values["id"].filter(pa.array(~keep))
@@ -106,29 +110,6 @@ def _check_column(index: Index, version: Manifest, column: str | None) -> None:
         )
 
 
-def _values(
-    index: Index, version: Manifest, rows: np.ndarray, columns: list[str]
-) -> dict[str, pa.Array]:
-    """The columns of `rows` (m,), ordinals in any order, read file by file."""
-    schema = row_schema(index.storage, version)
-    schema = pa.schema([schema.field(name) for name in columns])
-    order = np.argsort(rows, kind="stable")
-    starts = np.cumsum([0, *(file.rows for file in version.files)])
-    places = np.split(rows[order], rows[order].searchsorted(starts[1:-1]))
-    tables = [schema.empty_table()]
-    for file, start, own in zip(version.files, starts, places, strict=False):
-        if len(own):
-            with open_code_file(
-                index.storage, file, model=version.model, geometry=version.geometry
-            ) as opened:
-                table = opened.read(columns=columns).select(columns)
-            tables.append(cast_columns(table.take(pa.array(own - start)), schema))
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    table = pa.concat_tables(tables).combine_chunks().take(pa.array(back))
-    return {name: table.column(name).combine_chunks() for name in columns}
-
-
 def _table(ids: pa.Array, groups: np.ndarray, scores: np.ndarray, keep: np.ndarray) -> pa.Table:
     """Rows of all groups: `group` (the id that stays), `id`, `score` with the leader, `keep`."""
     _, group = np.unique(groups, return_inverse=True)
@@ -141,4 +122,37 @@ def _table(ids: pa.Array, groups: np.ndarray, scores: np.ndarray, keep: np.ndarr
             "score": pa.array(scores, pa.float32(), from_pandas=True),
             "keep": pa.array(keep),
         }
+    )
+
+
+def _report(manifest: DuplicatesManifest, table: pa.Table, uris: pa.Array | None) -> Report:
+    """Counts, a histogram of the scores, and the largest groups as grids of pictures."""
+    stays = table.column("group").combine_chunks().dictionary_encode().indices.to_numpy()
+    starts = np.flatnonzero(np.diff(stays, prepend=-1))
+    sizes = np.diff([*starts, len(stays)])
+    scores = table.column("score").drop_null().to_numpy()
+    kept = table.column("keep").to_numpy()
+    grids: dict[str, list[GridRow]] = {}
+    for group in np.argsort(-sizes, kind="stable")[:_SHOWN]:
+        some = slice(int(starts[group]), int(starts[group] + sizes[group]))
+        part = table.slice(some.start, some.stop - some.start)
+        notes = ["" if s is None else f"{s:.3f}" for s in part.column("score").to_pylist()]
+        pictures = captions(uris[some] if uris is not None else None, part.column("id"), notes)
+        order = np.argsort(~kept[some], kind="stable")  # the one that stays comes first
+        row = grid([pictures[place] for place in order], "stays:")
+        if row is not None:
+            grids[f"{sizes[group]:,} images"] = [*grids.get(f"{sizes[group]:,} images", []), row]
+    lengths, counts = np.unique(sizes, return_counts=True)
+    spread = [
+        {"images of a group": int(n), "groups": int(c)}
+        for n, c in zip(lengths, counts, strict=True)
+    ]
+    return Report(
+        title=f"Duplicates in version {manifest.version}",
+        summary=f"{manifest.images:,} images in {manifest.groups:,} groups score at least "
+        f"{manifest.within:g} with the leader of theirs; {manifest.others:,} of them are others "
+        f"than the one that stays (keep: {manifest.keep}). The largest groups come first.",
+        tables={"Sizes": spread} if spread else {},
+        figures={"Scores": histogram(scores)} if len(scores) else {},
+        grids=grids,
     )

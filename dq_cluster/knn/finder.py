@@ -10,6 +10,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from ray.actor import ActorHandle
 
 from dq_cluster.fragments.attempts import persistently
@@ -20,6 +21,7 @@ from dq_cluster.images.features import FeatureSet, open_features
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.codefile import write_parquet
 from dq_cluster.knn.config import NeighboursSettings
+from dq_cluster.knn.join import Join
 from dq_cluster.knn.pick import lists, without_self
 from dq_cluster.knn.result import schema_of
 from dq_cluster.model.bundle import load_model
@@ -28,7 +30,8 @@ from dq_cluster.search.merge import rerank
 from dq_cluster.search.shard import LoadedShard, load_whole
 from dq_cluster.storage import Storage
 
-_TOGETHER = 1024  # queries that are searched at once
+_TOGETHER = 1 << 17  # queries that are joined at once
+_REFINED = 64  # queries whose second codes are scored at once: what a cache holds
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class NeighbourFinder:
     def _shard(self) -> LoadedShard:
         index = Index.at(self._job.settings.index)
         return load_whole(index, index.manifest(self._job.version))
+
+    @cached_property
+    def _join(self) -> Join:
+        return Join(self._shard, self._job.settings.pool.cpus)
 
     @cached_property
     def _features(self) -> FeatureSet:
@@ -92,7 +99,8 @@ class NeighbourFinder:
         searched = time.perf_counter()
         path = f"part-{fragment:06d}-{uuid.uuid4().hex[:12]}.parquet"
         file = write_parquet(self._job.storage, path, table.combine_chunks(), stats=["id"])
-        full = sum(len(neighbours) >= self._job.settings.k for neighbours in table.column("rows"))
+        lengths = pc.list_value_length(table.column("rows"))
+        full = int(np.count_nonzero(lengths.to_numpy() >= self._job.settings.k))
         receipt = Receipt(
             fragment=fragment,
             rows=table.num_rows,
@@ -134,14 +142,19 @@ class NeighbourFinder:
         return pa.Table.from_arrays(columns, schema=schema_of(ids.type, found_type))
 
     def _search(self, embeddings: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        shard, nprobe = self._shard, self._job.settings.nprobe or None
+        shard, asked = self._shard, self._job.settings
         if shard.refiner is None or self._job.factor == 1:
-            return shard.searcher.search(embeddings, k, nprobe=nprobe)
-        candidates = k * self._job.factor
-        scores, ordinals = shard.searcher.search(embeddings, candidates, nprobe=nprobe)
-        second = shard.refiner.scores(embeddings, ordinals)
-        scores, ordinals, _ = rerank([(scores, ordinals, second)], k)
-        return scores, ordinals
+            return self._join.search(embeddings, k, nprobe=asked.nprobe, within=asked.within)
+        # The second code, or the decoder, decides what is within a score.
+        scores, ordinals = self._join.search(embeddings, k * self._job.factor, nprobe=asked.nprobe)
+        refined = []
+        for start in range(0, len(embeddings), _REFINED):
+            some = slice(start, start + _REFINED)
+            second = shard.refiner.scores(embeddings[some], ordinals[some])
+            refined.append(rerank([(scores[some], ordinals[some], second)], k)[:2])
+        if not refined:
+            return scores[:, :k], ordinals[:, :k]
+        return np.vstack([r[0] for r in refined]), np.vstack([r[1] for r in refined])
 
 
 def _embedded(network: Any, features: np.ndarray) -> np.ndarray:

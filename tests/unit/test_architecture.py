@@ -39,7 +39,8 @@ ARROWS = {
     "fragments": GROUND | {"index", "observe", "cluster"},
     "training": GROUND | {"index", "model", "images", "observe", "evaluate", "cluster"},
     "encoding": GROUND | {"index", "model", "images", "observe", "cluster", "fragments"},
-    "knn": GROUND | {"index", "search", "model", "images", "observe", "cluster", "fragments"},
+    "knn": GROUND
+    | {"index", "search", "model", "images", "observe", "evaluate", "cluster", "fragments"},
     "serve": GROUND | {"index", "search", "model", "images", "observe", "cluster", "v1"},
     "building": GROUND | {"index", "images", "model", "cluster", "encoding", "training"},
     "evaluate": GROUND | {"index", "search", "model", "images"},

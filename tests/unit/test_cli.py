@@ -180,6 +180,13 @@ def test_search_by_id_without_a_server(index: str, capsys: pytest.CaptureFixture
     answer = json.loads(capsys.readouterr().out)
     assert 7 in [hit["id"] for hit in answer["hits"]]
     assert answer["coverage"] == 1.0
+    best = answer["hits"][0]["score"]
+    assert run([*arguments, "--within", str(best)]) == 0
+    near = json.loads(capsys.readouterr().out)["hits"]
+    assert near
+    assert all(hit["score"] >= best for hit in near)
+    assert run([*arguments, "--within", str(best + 1)]) == 0
+    assert json.loads(capsys.readouterr().out)["hits"] == []
     assert run([*arguments, "--nprobe", "-1"]) == 2
     assert run(["search", index, "--id", "123456"]) == 2
     assert run(["search", index, "--image", "absent.png"]) == 2

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
+from dq_cluster.cluster import ray_cluster
 from dq_cluster.config import validate_settings
 from dq_cluster.images.backbone import load_backbone
 from dq_cluster.images.config import BackboneSettings
@@ -163,7 +164,8 @@ def decoded(folder: str, features: np.ndarray, given: dict, epochs: int) -> tupl
         "name": "copies",
         "model": {"objective": "neighbours", "epochs": epochs, "batch_size": 256, **given},
     }
-    card = train(validate_settings(TrainSettings, asked, "train"))
+    with ray_cluster():
+        card = train(validate_settings(TrainSettings, asked, "train"))
     network, card = load_model(Storage(f"{folder}/index-{given['refine_bits']}"), card.digest)
     with torch.inference_mode():
         embedding = network.embed(torch.from_numpy(features))

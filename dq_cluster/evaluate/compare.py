@@ -24,6 +24,8 @@ from dq_cluster.model.config import ModelSettings
 
 EXACT = "exact search"
 METHODS = (EXACT, *BASELINES, *VARIANTS)
+# What a table needs to answer whether training helps, and in which form.
+USUAL = (EXACT, "PQ", "OPQ", "RQ", "LSQ", "ITQ", *VARIANTS)
 SHOWN = 8  # neighbours of each query that a row remembers
 _CURVE_POINTS = 50
 

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from dq_cluster.config import Location, Settings
-from dq_cluster.evaluate.compare import METHODS
+from dq_cluster.evaluate.compare import USUAL
 from dq_cluster.evaluate.variants import ABLATIONS, OURS
 from dq_cluster.model.config import ModelSettings
 
@@ -35,15 +35,16 @@ class CompareSettings(Settings):
     """Compare DeepQuan with other methods on features.
 
     database, queries: features, with a `label` column for mAP. feature_column: of both. methods:
-    from `METHODS` and `ABLATIONS`. bits: code lengths; every method runs at each. seeds: every
-    method runs with each. k: depth of mAP@k. max_queries: largest number of queries. report: folder
-    for report.html and report.md; it also keeps the finished rows, so a repeated command continues.
+    from `compare.METHODS` and `ABLATIONS`; default: the ten of `USUAL`. bits: code lengths; every
+    method runs at each. seeds: every method runs with each. k: depth of mAP@k. max_queries: largest
+    number of queries. report: folder for report.html and report.md; it also keeps the finished
+    rows, so a repeated command continues.
     """
 
     database: Location
     queries: Location
     feature_column: str = "feature"
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = USUAL
     bits: tuple[int, ...] = (16, 32, 64)
     seeds: tuple[int, ...] = (0, 1, 2)
     model: ModelSettings = ModelSettings()

@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 
 from dq_cluster.errors import InputError
+from dq_cluster.evaluate.baselines import deep
 from dq_cluster.evaluate.baselines.hashing import (
     Hashing,
     anchor_graph_hashing,
@@ -103,6 +104,11 @@ BASELINES: dict[str, Method] = {
     "spectral hashing": _hamming(spectral_hashing),
     "anchor-graph hashing": _hamming(anchor_graph_hashing),
     "k-means hashing": _hamming(kmeans_hashing),
+    "DH": _hamming(deep.trained(deep.deep_hashing, hidden=(512,))),
+    "DeepBit": _hamming(deep.trained(deep.deep_bit)),
+    "GreedyHash": _hamming(deep.trained(deep.greedy_hash)),
+    "BiHalf": _hamming(deep.trained(deep.bi_half)),
+    "CIBHash": _hamming(deep.trained(deep.cib_hash, hidden=(1024,))),
 }
 # These draw nothing at random: one run stands for all seeds.
 SEEDLESS = ("spectral hashing", "k-means hashing")

@@ -1,5 +1,8 @@
 """A version as faiss files: another program finds what a shard finds."""
 
+import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dq_cluster.cli.main import run
 from dq_cluster.geometry import Metric
 from dq_cluster.index.tombstones import delete_ids
 from dq_cluster.search.export import export_faiss
@@ -55,3 +59,28 @@ def test_faiss_finds_what_a_shard_finds(
     names = shard.rows.take(ordinals.ravel()).column("id").to_numpy().reshape(ordinals.shape)
     first = best[:, 0] - best[:, 1] > 1e-2
     assert (ids[first, 0] == names[first, 0]).all()
+
+
+def test_export_is_a_command_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = str(tmp_path / "index")
+    make_index(uri, rows=300, files=2)
+    assert run(["export", uri, "--to", "faiss", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["output"], said["rows"]) == (f"{uri}-faiss", 300)
+    assert faiss.read_index(f"{uri}-faiss/shard-000.faiss").ntotal == 300
+
+
+def test_duckdb_reads_an_index_as_the_docs_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    index, *_ = make_index(str(tmp_path / "my-index"), rows=300, files=3)
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs/howto/notebook.md").read_text()
+    (query,) = re.findall(r'duckdb -c "([^"]+)"', text)
+    labels = [
+        label
+        for file in index.manifest().files
+        for label in pq.read_table(index.storage.open(file.path)).column("label").to_pylist()
+    ]
+    assert dict(duckdb.sql(query).fetchall()) == Counter(labels)

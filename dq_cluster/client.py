@@ -80,6 +80,9 @@ class AsyncClient:
         embeddings: Vectors | None = None,
         id: int | str | None = None,
         image: bytes | Path | None = None,
+        text: str | None = None,
+        not_text: str | None = None,
+        weights: Mapping[str, float] | None = None,
         k: int = 10,
         within: float | None = None,
         nprobe: int | None = None,
@@ -92,9 +95,10 @@ class AsyncClient:
     ) -> SearchResponse:
         """The nearest images to one subject, or to each of several; see SearchRequest.
 
-        `image` is an encoded image or a file of one. Raises InputError, NotFoundError for an
-        unknown id and an absent file, UnavailableError where the service does not answer, and
-        CoverageError where less than `min_coverage` of the index answered.
+        `image` is an encoded image or a file of one; `text` may stand beside it. Raises InputError,
+        NotFoundError for an unknown id and an absent file, UnavailableError where the
+        service does not answer, and CoverageError where less than `min_coverage` of the index
+        answered.
         """
         given = {
             "vector": _plain(vector),
@@ -103,6 +107,9 @@ class AsyncClient:
             "embeddings": _plain(embeddings),
             "id": id,
             "image": _read(image) if isinstance(image, Path) else image,
+            "text": text,
+            "not_text": not_text,
+            "weights": None if weights is None else dict(weights),
             "k": k,
             "within": within,
             "nprobe": nprobe,

@@ -1,6 +1,6 @@
 """Small real indexes for tests: faiss trains the codebooks, the index modules write the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,6 +188,7 @@ def make_model(
     seed: int = 0,
     preprocessing: dict[str, Any] | None = None,
     feature_dim: int = FEATURE_DIM,
+    words: tuple[dict[str, Any], Mapping[str, np.ndarray]] | None = None,
 ) -> ModelCard:
     """A DeepQuan with random weights and codebooks trained by faiss, stored below the index."""
     settings = ModelSettings(
@@ -213,7 +214,12 @@ def make_model(
     if decode_hidden:
         learn_to_decode(network, embedding, seed=seed)
     return save_model(
-        Storage(uri), network, preprocessing=preprocessing or {}, training={}, evaluation={}
+        Storage(uri),
+        network,
+        preprocessing=preprocessing or {},
+        training={},
+        evaluation={},
+        words=words,
     )
 
 

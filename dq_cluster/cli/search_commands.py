@@ -27,6 +27,16 @@ def search(
     id: Annotated[
         str | None, typer.Option(help="Id of an image of the index to search for.")
     ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Words to search for; also with --image.")
+    ] = None,
+    not_text: Annotated[str | None, typer.Option(help="Words for what is not wanted.")] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How much a part counts: image=1, text=1, not_text=0.5; may be repeated."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="Number of neighbours.")] = 10,
     within: Annotated[
         float | None, typer.Option(help="Only those that score at least this: is it there already?")
@@ -46,11 +56,11 @@ def search(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Find the images most similar to one image. DQ_API_KEY holds the key of an API."""
+    """Find the images most similar to an image, or to words. DQ_API_KEY holds the key of an API."""
     from dq_cluster.client import Client
 
-    if (image is None) == (id is None):
-        raise ConfigError("say what to search for: either --image FILE or --id ID")
+    if (id is None) == (image is None and text is None):
+        raise ConfigError("say what to search for: --image FILE, --text WORDS, or both; or --id ID")
     if image is not None and not image.is_file():
         raise NotFoundError(f"image {image} does not exist")
     key = os.environ.get("DQ_API_KEY")
@@ -58,6 +68,9 @@ def search(
         answer = client.search(
             image=image,
             id=id,
+            text=text,
+            not_text=not_text,
+            weights=_weights(weight or []) or None,
             k=k,
             within=within,
             nprobe=nprobe,
@@ -74,6 +87,17 @@ def search(
         },
         as_json=json,
     )
+
+
+def _weights(given: list[str]) -> dict[str, float]:
+    weights = {}
+    for each in given:
+        name, _, value = each.partition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--weight {each}: write NAME=NUMBER, such as text=2") from None
+    return weights
 
 
 def plan(

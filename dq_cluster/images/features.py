@@ -116,6 +116,13 @@ class FeatureSet:
         """The `uri` column of the ordinals [start, stop): strings as objects."""
         return self._values("uri", values.as_text, start, stop)
 
+    def texts(self, column: str, start: int, stop: int) -> list[str | None]:
+        """A column of text of the ordinals [start, stop). Raises InputError where there is none."""
+        found: list[str | None] = []
+        for _, part in self._columns(column, values.as_text, start, stop):
+            found += part.to_pylist()
+        return found
+
     def ids(self, start: int, stop: int) -> np.ndarray:
         """Ids of the ordinals [start, stop): int64, uint64, or strings as objects.
 

@@ -33,8 +33,9 @@ _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class ModelCard(Document):
     """What `model.json` holds.
 
-    network: the configuration of the network; preprocessing: how an image becomes the feature
-    the network expects; training and evaluation: summaries, not covered by the digest.
+    network: the configuration of the network; preprocessing: how an image becomes the feature the
+    network expects; words: how the model reads words, where it learned to; training and evaluation:
+    summaries, not covered by the digest.
     """
 
     NAME: ClassVar[str] = "model card"
@@ -44,6 +45,7 @@ class ModelCard(Document):
     feature_dim: int
     network: dict[str, Any]
     preprocessing: dict[str, Any] = Field(default_factory=dict)
+    words: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda words: not words)
     training: dict[str, Any] = Field(default_factory=dict)
     evaluation: dict[str, Any] = Field(default_factory=dict)
 
@@ -63,6 +65,7 @@ def write_model(
     preprocessing: dict[str, Any],
     training: dict[str, Any],
     evaluation: dict[str, Any],
+    words: dict[str, Any] | None = None,
 ) -> ModelCard:
     """Store a model below the index at `storage`. Storing the same model twice is one model.
 
@@ -80,13 +83,14 @@ def write_model(
         if stored != shape:
             raise IntegrityError(f"model tensor '{name}' must have shape {shape}, has {stored}")
     weights = save_tensors({name: np.ascontiguousarray(t) for name, t in tensors.items()})
-    digest = _digest(weights, geometry, feature_dim, network, preprocessing)
+    digest = _digest(weights, geometry, feature_dim, network, preprocessing, words or {})
     card = ModelCard(
         digest=digest,
         geometry=geometry,
         feature_dim=feature_dim,
         network=network,
         preprocessing=preprocessing,
+        words=words or {},
         training=training,
         evaluation=evaluation,
     )
@@ -144,7 +148,9 @@ def read_tensors(storage: Storage, card: ModelCard) -> dict[str, np.ndarray]:
     """All weights of the model. Raises IntegrityError when they do not match the digest."""
     name = f"models/{card.digest}/model.safetensors"
     weights = storage.read(name)
-    actual = _digest(weights, card.geometry, card.feature_dim, card.network, card.preprocessing)
+    actual = _digest(
+        weights, card.geometry, card.feature_dim, card.network, card.preprocessing, card.words
+    )
     if actual != card.digest:
         raise IntegrityError(
             f"{storage.uri}/{name} hashes to {actual[:12]}, not to its digest {card.digest[:12]}; "
@@ -159,6 +165,7 @@ def _digest(
     feature_dim: int,
     network: dict[str, Any],
     preprocessing: dict[str, Any],
+    words: dict[str, Any],
 ) -> str:
     meaning = {
         "format": ModelCard.FORMAT,
@@ -167,5 +174,7 @@ def _digest(
         "network": network,
         "preprocessing": preprocessing,
     }
+    if words:  # without, a model has the digest that it had before there were words
+        meaning["words"] = words
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(hashlib.sha256(weights).digest() + text).hexdigest()

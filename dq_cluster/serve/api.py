@@ -2,7 +2,7 @@
 
 import base64
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -42,14 +42,20 @@ EncodedImage = Annotated[
     PlainSerializer(lambda data: base64.b64encode(data).decode(), when_used="json"),
     WithJsonSchema({"type": "string", "format": "base64"}),
 ]
-_SUBJECTS = ("vector", "vectors", "embedding", "embeddings", "id", "image")
+_SUBJECTS = ("vector", "vectors", "embedding", "embeddings", "id", "image", "text")
+# What may be asked for together, and how much each part counts where the request does not say.
+Part = Literal["image", "text", "not_text"]
+WEIGHTS: dict[Part, float] = {"image": 1.0, "text": 1.0, "not_text": 0.5}
 
 
 class SearchRequest(BaseModel):
-    """What to look for, and how. Exactly one of vector(s), embedding(s), id, and image.
+    """What to look for, and how. Exactly one of vector(s), embedding(s), id, image, and text, or
+    image and text together.
 
     vector: a feature of the backbone, which the model embeds; vectors: several. embedding: a
     vector that is already in the space of the codes. image: an encoded image, base64 in JSON.
+    text: words. not_text: words for what is not wanted, beside image or text. weights: how much
+    `image`, `text`, and `not_text` count (default: 1, 1, 0.5).
     k: neighbours wanted. within: only those that score at least this. nprobe: cells of an IVF
     version to look into, 0 for all. k_factor: candidates for each neighbour that the second code
     re-ranks, decode_factor: that the decoder re-ranks, 1 for no re-ranking. filter: conditions on
@@ -65,6 +71,9 @@ class SearchRequest(BaseModel):
     embeddings: list[Vector] | None = Field(None, min_length=1)
     id: int | str | None = None
     image: EncodedImage | None = None
+    text: str | None = None
+    not_text: str | None = None
+    weights: dict[Part, Annotated[FiniteFloat, Field(gt=0)]] | None = None
     k: int = Field(10, ge=1)
     within: FiniteFloat | None = None
     nprobe: int | None = Field(None, ge=0)
@@ -77,9 +86,17 @@ class SearchRequest(BaseModel):
 
     @model_validator(mode="after")
     def _one_subject(self) -> "SearchRequest":
-        if len(self.subject) != 1:
+        subject = set(self.subject)
+        if len(subject) != 1 and subject != {"image", "text"}:
             given = ", ".join(self.subject) or "none"
-            raise ValueError(f"give exactly one of {', '.join(_SUBJECTS)}; found {given}")
+            raise ValueError(
+                f"give exactly one of {', '.join(_SUBJECTS)}, or image and text; found {given}"
+            )
+        if self.not_text is not None and not subject & {"image", "text"}:
+            raise ValueError("not_text goes with text or image: say what to look for, too")
+        unused = [part for part in self.weights or () if getattr(self, part) is None]
+        if unused:
+            raise ValueError(f"weights names {', '.join(unused)}, which is not asked for")
         return self
 
     @property
@@ -104,6 +121,12 @@ class SearchRequest(BaseModel):
             if value > limit:
                 raise InputError(
                     f"{what} {value} is more than the {limit} that one request may ask for"
+                )
+        for part in ("text", "not_text"):
+            if (size := len(getattr(self, part) or "")) > limits.max_text:
+                raise InputError(
+                    f"{part} has {size:,} characters, more than the {limits.max_text:,} that one "
+                    "request may have (limits.max_text); say it shorter"
                 )
         candidates = self.queries * self.k * factor
         if candidates > limits.max_candidates:
@@ -201,6 +224,7 @@ class IndexInfo(BaseModel):
     shards: int
     images: bool
     pictures: bool
+    text: bool = False
     evaluation: dict[str, Any]
 
 

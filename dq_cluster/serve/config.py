@@ -11,7 +11,7 @@ class Limits(Settings):
     """What one request may ask for. Bytes are of the request body, pixels of a decoded image.
 
     max_candidates: queries × k × k_factor (or decode_factor), the rows that each shard may have to
-    send.
+    send. max_text: characters of a text.
     """
 
     max_k: int = Field(default=1000, ge=1)
@@ -19,6 +19,7 @@ class Limits(Settings):
     max_candidates: int = Field(default=1 << 20, ge=1)
     max_body_bytes: int = Field(default=32 << 20, ge=1024)
     max_pixels: int = Field(default=50_000_000, ge=1)
+    max_text: int = Field(default=2000, ge=1)
     max_timeout_ms: int = Field(default=10_000, ge=1)
     requests_per_second: float = Field(default=0, ge=0, description="per API key; 0: no limit")
 

@@ -7,7 +7,9 @@ from dq_cluster.errors import InputError
 from dq_cluster.images.backbone import Backbone, load_backbone
 from dq_cluster.images.guard import Decode
 from dq_cluster.images.rejects import RejectError
+from dq_cluster.images.text import clean
 from dq_cluster.model.bundle import load_model
+from dq_cluster.serve.words import load_reader
 from dq_cluster.storage import Storage
 
 
@@ -20,10 +22,15 @@ class Embedder:
         self._backbone: Backbone | None = None
         if self.card.preprocessing.get("kind", "none") != "none":
             self._backbone = load_backbone(self.card.preprocessing)
+        self._reader = load_reader(storage, self.card, self._network, self._backbone)
 
     @property
     def takes_images(self) -> bool:
         return self._backbone is not None
+
+    @property
+    def takes_text(self) -> bool:
+        return self._reader is not None
 
     def embed(self, features: np.ndarray) -> np.ndarray:
         """(n, feature_dim) → (n, dim) float32. Raises InputError for another shape."""
@@ -39,3 +46,13 @@ class Embedder:
         except RejectError as error:
             raise InputError(f"the image cannot be read: {error}") from None
         return self._backbone.features(pixels[None])
+
+    def text(self, text: str) -> np.ndarray:
+        """The embedding (1, dim) of words. Raises InputError."""
+        if self._reader is None:
+            raise InputError(
+                "this index cannot be asked in words: its backbone has no text network, and its "
+                "model learned none from captions; train with captions=COLUMN, or on a backbone "
+                "such as CLIP or SigLIP (see docs/howto/words.md)"
+            )
+        return self._reader([clean(text)])

@@ -90,7 +90,11 @@ def request_of(message: pb.SearchRequest) -> SearchRequest:
         values["id"] = getattr(message.id, message.id.WhichOneof("id") or "text")
     elif subject == "image":
         values["image"] = message.image
+    if message.weights:
+        values["weights"] = dict(message.weights)
     for name in (
+        "text",
+        "not_text",
         "k",
         "within",
         "nprobe",

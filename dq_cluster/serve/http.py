@@ -238,7 +238,7 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 async def _form(request: Request, body: bytes) -> dict[str, Any]:
-    """Fields of a multipart form; those that are not files or ids are read as JSON."""
+    """Fields of a multipart form; those that are not files, ids, or words are read as JSON."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
@@ -251,7 +251,7 @@ async def _form(request: Request, body: bytes) -> dict[str, Any]:
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             values[name] = await value.read()
-        elif name == "id":
+        elif name in ("id", "text", "not_text"):
             values[name] = value
         else:
             try:
@@ -270,6 +270,8 @@ _SEARCH_BODY = {
                 "type": "object",
                 "properties": {
                     "image": {"type": "string", "format": "binary"},
+                    "text": {"type": "string"},
+                    "not_text": {"type": "string"},
                     "k": {"type": "integer", "minimum": 1},
                 },
                 "required": ["image"],

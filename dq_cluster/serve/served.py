@@ -123,5 +123,6 @@ class Served:
             shards=len(self.shards),
             images=self.embedder.takes_images,
             pictures="uri" in self.manifest.columns or bool(self.manifest.thumbnails),
+            text=self.embedder.takes_text,
             evaluation=self.manifest.evaluation,
         )

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from dq_cluster.config import Location, Settings
+from dq_cluster.images.sentences import SentenceSettings
 from dq_cluster.model.config import ModelSettings
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -43,9 +44,12 @@ class TrainSettings(Settings):
     `<index>/runs/<name>/train`. seed: of everything random. validation_fraction: share of the rows
     that is held out to measure the model, 2,000 rows at most. nlist: coarse cells (IVF) of the
     model, 0 for none, at most one per 39 training rows; a finished run that is submitted again with
-    another nlist gives its model those cells. workers: a number, or min and max. use_gpu: one GPU
-    for each worker. cpus_per_worker: logical CPUs. max_failures: how often lost workers are
-    replaced before the run fails.
+    another nlist gives its model those cells. captions: a column of text, of the features, from
+    which the model learns to be asked in words. sentences: the network that reads them. texts: a
+    file of texts, one a line, as people will ask; a backbone with a text network then loses less
+    between words and images. workers: a number, or min and max. use_gpu: one GPU for each worker.
+    cpus_per_worker: logical CPUs. max_failures: how often lost workers are replaced before the run
+    fails.
     """
 
     index: Location
@@ -58,10 +62,22 @@ class TrainSettings(Settings):
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     gate: QualityGate = QualityGate()
     nlist: int = Field(0, ge=0)
+    captions: str | None = Field(None, min_length=1)
+    sentences: SentenceSettings = SentenceSettings()
+    texts: Location | None = None
     workers: Annotated[int, Field(gt=0)] | ElasticWorkers = 1
     use_gpu: bool = False
     cpus_per_worker: int = Field(1, gt=0)
     max_failures: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _one_way_to_words(self) -> "TrainSettings":
+        if self.captions and self.texts:
+            raise ValueError(
+                "captions and texts: a model learns words from captions, or has the text network "
+                "of its backbone, which texts are for; give one of them"
+            )
+        return self
 
     @property
     def run_uri(self) -> str:

@@ -36,6 +36,7 @@ from dq_cluster.training.quality import check_gate, measure
 from dq_cluster.training.rows import TrainingRows
 from dq_cluster.training.split import Split
 from dq_cluster.training.trainer import train_missing_epochs, wait_for_workers
+from dq_cluster.training.words import check_words, learn_words
 from dq_cluster.training.worker import TrainJob
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ def _train(
                 seed=settings.seed,
                 cpus=settings.cpus_per_worker,
             )
+    with _timed(seconds, "words"):
+        words = learn_words(settings, network, rows)
     training = {
         "run": settings.name,
         "features": settings.features,
@@ -130,7 +133,8 @@ def _train(
         cells=cells,
         preprocessing=rows.features.preprocessing,
         training=training,
-        evaluation=measured,
+        evaluation=measured | (words.measured if words else {}),
+        words=(words.about, words.tensors) if words else None,
     )
     logger.info("published model %s", card.digest[:12], extra=measured)
     return card
@@ -146,6 +150,7 @@ def _training_rows(settings: TrainSettings) -> TrainingRows:
             f"training needs more than {needed}, and at least one held out"
         )
     check_cells(settings.nlist, rows.count)
+    check_words(settings, features)
     if settings.gate.min_map and not features.labelled:
         raise InputError(f"gate.min_map needs a column 'label', which {settings.features} lacks")
     return rows

@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64q_cluster/v1/search.proto\x12\rdq_cluster.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\"1\n\x07Vectors\x12&\n\x07vectors\x18\x01 \x03(\x0b\x32\x15.dq_cluster.v1.Vector\"D\n\x02Id\x12\x10\n\x06number\x18\x01 \x01(\x03H\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x16\n\x0clarge_number\x18\x03 \x01(\x04H\x00\x42\x04\n\x02id\"\xdb\x03\n\rSearchRequest\x12)\n\x07vectors\x18\x01 \x01(\x0b\x32\x16.dq_cluster.v1.VectorsH\x00\x12,\n\nembeddings\x18\x02 \x01(\x0b\x32\x16.dq_cluster.v1.VectorsH\x00\x12\x1f\n\x02id\x18\x03 \x01(\x0b\x32\x11.dq_cluster.v1.IdH\x00\x12\x0f\n\x05image\x18\x04 \x01(\x0cH\x00\x12\x0e\n\x01k\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06nprobe\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x17\n\ntimeout_ms\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x19\n\x0cmin_coverage\x18\x08 \x01(\x01H\x04\x88\x01\x01\x12\'\n\x06\x66ilter\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07include\x18\n \x03(\t\x12\x15\n\x08k_factor\x18\x0b \x01(\rH\x05\x88\x01\x01\x12\x13\n\x06within\x18\x0c \x01(\x01H\x06\x88\x01\x01\x12\x1a\n\rdecode_factor\x18\r \x01(\rH\x07\x88\x01\x01\x42\t\n\x07subjectB\x04\n\x02_kB\t\n\x07_nprobeB\r\n\x0b_timeout_msB\x0f\n\r_min_coverageB\x0b\n\t_k_factorB\t\n\x07_withinB\x10\n\x0e_decode_factor\"]\n\x03Hit\x12\x1d\n\x02id\x18\x01 \x01(\x0b\x32\x11.dq_cluster.v1.Id\x12\r\n\x05score\x18\x02 \x01(\x02\x12(\n\x07\x63olumns\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"(\n\x04Hits\x12 \n\x04hits\x18\x01 \x03(\x0b\x32\x12.dq_cluster.v1.Hit\"-\n\x0cShardFailure\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x8b\x02\n\x0eSearchResponse\x12!\n\x04hits\x18\x01 \x03(\x0b\x32\x13.dq_cluster.v1.Hits\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x10\n\x08\x63overage\x18\x03 \x01(\x01\x12\x11\n\ttimed_out\x18\x04 \x01(\x08\x12\x32\n\rfailed_shards\x18\x05 \x03(\x0b\x32\x1b.dq_cluster.v1.ShardFailure\x12\x0e\n\x06shards\x18\x06 \x01(\r\x12\x31\n\x02ms\x18\x07 \x03(\x0b\x32%.dq_cluster.v1.SearchResponse.MsEntry\x1a)\n\x07MsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x11\n\x0fGetIndexRequest\"\x8b\x02\n\x05Index\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x13\n\x0b\x66\x65\x61ture_dim\x18\x05 \x01(\r\x12\x0c\n\x04\x62its\x18\x06 \x01(\r\x12\x0e\n\x06metric\x18\x07 \x01(\t\x12\x0f\n\x07\x63olumns\x18\x08 \x03(\t\x12\x0e\n\x06shards\x18\t \x01(\r\x12\x0e\n\x06images\x18\n \x01(\x08\x12+\n\nevaluation\x18\x0b \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x13\n\x0brefine_bits\x18\x0c \x01(\r\x12\x0f\n\x07\x64\x65\x63oder\x18\r \x01(\x08\x12\x10\n\x08pictures\x18\x0e \x01(\x08\"\x15\n\x13ListVersionsRequest\"<\n\x07Version\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07\x63urrent\x18\x02 \x01(\x08\x12\x0f\n\x07serving\x18\x03 \x01(\x08\"@\n\x14ListVersionsResponse\x12(\n\x08versions\x18\x01 \x03(\x0b\x32\x16.dq_cluster.v1.Version\"2\n\x0eRefreshRequest\x12\x14\n\x07version\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_version2\xb1\x02\n\rSearchService\x12\x45\n\x06Search\x12\x1c.dq_cluster.v1.SearchRequest\x1a\x1d.dq_cluster.v1.SearchResponse\x12@\n\x08GetIndex\x12\x1e.dq_cluster.v1.GetIndexRequest\x1a\x14.dq_cluster.v1.Index\x12W\n\x0cListVersions\x12\".dq_cluster.v1.ListVersionsRequest\x1a#.dq_cluster.v1.ListVersionsResponse\x12>\n\x07Refresh\x12\x1d.dq_cluster.v1.RefreshRequest\x1a\x14.dq_cluster.v1.Indexb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64q_cluster/v1/search.proto\x12\rdq_cluster.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\"1\n\x07Vectors\x12&\n\x07vectors\x18\x01 \x03(\x0b\x32\x15.dq_cluster.v1.Vector\"D\n\x02Id\x12\x10\n\x06number\x18\x01 \x01(\x03H\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x16\n\x0clarge_number\x18\x03 \x01(\x04H\x00\x42\x04\n\x02id\"\x87\x05\n\rSearchRequest\x12)\n\x07vectors\x18\x01 \x01(\x0b\x32\x16.dq_cluster.v1.VectorsH\x00\x12,\n\nembeddings\x18\x02 \x01(\x0b\x32\x16.dq_cluster.v1.VectorsH\x00\x12\x1f\n\x02id\x18\x03 \x01(\x0b\x32\x11.dq_cluster.v1.IdH\x00\x12\x0f\n\x05image\x18\x04 \x01(\x0cH\x00\x12\x0e\n\x01k\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06nprobe\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x17\n\ntimeout_ms\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x19\n\x0cmin_coverage\x18\x08 \x01(\x01H\x04\x88\x01\x01\x12\'\n\x06\x66ilter\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07include\x18\n \x03(\t\x12\x15\n\x08k_factor\x18\x0b \x01(\rH\x05\x88\x01\x01\x12\x13\n\x06within\x18\x0c \x01(\x01H\x06\x88\x01\x01\x12\x1a\n\rdecode_factor\x18\r \x01(\rH\x07\x88\x01\x01\x12\x11\n\x04text\x18\x0e \x01(\tH\x08\x88\x01\x01\x12\x15\n\x08not_text\x18\x0f \x01(\tH\t\x88\x01\x01\x12:\n\x07weights\x18\x10 \x03(\x0b\x32).dq_cluster.v1.SearchRequest.WeightsEntry\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07subjectB\x04\n\x02_kB\t\n\x07_nprobeB\r\n\x0b_timeout_msB\x0f\n\r_min_coverageB\x0b\n\t_k_factorB\t\n\x07_withinB\x10\n\x0e_decode_factorB\x07\n\x05_textB\x0b\n\t_not_text\"]\n\x03Hit\x12\x1d\n\x02id\x18\x01 \x01(\x0b\x32\x11.dq_cluster.v1.Id\x12\r\n\x05score\x18\x02 \x01(\x02\x12(\n\x07\x63olumns\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"(\n\x04Hits\x12 \n\x04hits\x18\x01 \x03(\x0b\x32\x12.dq_cluster.v1.Hit\"-\n\x0cShardFailure\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x8b\x02\n\x0eSearchResponse\x12!\n\x04hits\x18\x01 \x03(\x0b\x32\x13.dq_cluster.v1.Hits\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x10\n\x08\x63overage\x18\x03 \x01(\x01\x12\x11\n\ttimed_out\x18\x04 \x01(\x08\x12\x32\n\rfailed_shards\x18\x05 \x03(\x0b\x32\x1b.dq_cluster.v1.ShardFailure\x12\x0e\n\x06shards\x18\x06 \x01(\r\x12\x31\n\x02ms\x18\x07 \x03(\x0b\x32%.dq_cluster.v1.SearchResponse.MsEntry\x1a)\n\x07MsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x11\n\x0fGetIndexRequest\"\x99\x02\n\x05Index\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x13\n\x0b\x66\x65\x61ture_dim\x18\x05 \x01(\r\x12\x0c\n\x04\x62its\x18\x06 \x01(\r\x12\x0e\n\x06metric\x18\x07 \x01(\t\x12\x0f\n\x07\x63olumns\x18\x08 \x03(\t\x12\x0e\n\x06shards\x18\t \x01(\r\x12\x0e\n\x06images\x18\n \x01(\x08\x12+\n\nevaluation\x18\x0b \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x13\n\x0brefine_bits\x18\x0c \x01(\r\x12\x0f\n\x07\x64\x65\x63oder\x18\r \x01(\x08\x12\x10\n\x08pictures\x18\x0e \x01(\x08\x12\x0c\n\x04text\x18\x0f \x01(\x08\"\x15\n\x13ListVersionsRequest\"<\n\x07Version\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07\x63urrent\x18\x02 \x01(\x08\x12\x0f\n\x07serving\x18\x03 \x01(\x08\"@\n\x14ListVersionsResponse\x12(\n\x08versions\x18\x01 \x03(\x0b\x32\x16.dq_cluster.v1.Version\"2\n\x0eRefreshRequest\x12\x14\n\x07version\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_version2\xb1\x02\n\rSearchService\x12\x45\n\x06Search\x12\x1c.dq_cluster.v1.SearchRequest\x1a\x1d.dq_cluster.v1.SearchResponse\x12@\n\x08GetIndex\x12\x1e.dq_cluster.v1.GetIndexRequest\x1a\x14.dq_cluster.v1.Index\x12W\n\x0cListVersions\x12\".dq_cluster.v1.ListVersionsRequest\x1a#.dq_cluster.v1.ListVersionsResponse\x12>\n\x07Refresh\x12\x1d.dq_cluster.v1.RefreshRequest\x1a\x14.dq_cluster.v1.Indexb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dq_cluster.v1.search_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SEARCHREQUEST_WEIGHTSENTRY']._loaded_options = None
+  _globals['_SEARCHREQUEST_WEIGHTSENTRY']._serialized_options = b'8\001'
   _globals['_SEARCHRESPONSE_MSENTRY']._loaded_options = None
   _globals['_SEARCHRESPONSE_MSENTRY']._serialized_options = b'8\001'
   _globals['_VECTOR']._serialized_start=75
@@ -41,29 +43,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ID']._serialized_start=152
   _globals['_ID']._serialized_end=220
   _globals['_SEARCHREQUEST']._serialized_start=223
-  _globals['_SEARCHREQUEST']._serialized_end=698
-  _globals['_HIT']._serialized_start=700
-  _globals['_HIT']._serialized_end=793
-  _globals['_HITS']._serialized_start=795
-  _globals['_HITS']._serialized_end=835
-  _globals['_SHARDFAILURE']._serialized_start=837
-  _globals['_SHARDFAILURE']._serialized_end=882
-  _globals['_SEARCHRESPONSE']._serialized_start=885
-  _globals['_SEARCHRESPONSE']._serialized_end=1152
-  _globals['_SEARCHRESPONSE_MSENTRY']._serialized_start=1111
-  _globals['_SEARCHRESPONSE_MSENTRY']._serialized_end=1152
-  _globals['_GETINDEXREQUEST']._serialized_start=1154
-  _globals['_GETINDEXREQUEST']._serialized_end=1171
-  _globals['_INDEX']._serialized_start=1174
-  _globals['_INDEX']._serialized_end=1441
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=1443
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1464
-  _globals['_VERSION']._serialized_start=1466
-  _globals['_VERSION']._serialized_end=1526
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1528
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1592
-  _globals['_REFRESHREQUEST']._serialized_start=1594
-  _globals['_REFRESHREQUEST']._serialized_end=1644
-  _globals['_SEARCHSERVICE']._serialized_start=1647
-  _globals['_SEARCHSERVICE']._serialized_end=1952
+  _globals['_SEARCHREQUEST']._serialized_end=870
+  _globals['_SEARCHREQUEST_WEIGHTSENTRY']._serialized_start=700
+  _globals['_SEARCHREQUEST_WEIGHTSENTRY']._serialized_end=746
+  _globals['_HIT']._serialized_start=872
+  _globals['_HIT']._serialized_end=965
+  _globals['_HITS']._serialized_start=967
+  _globals['_HITS']._serialized_end=1007
+  _globals['_SHARDFAILURE']._serialized_start=1009
+  _globals['_SHARDFAILURE']._serialized_end=1054
+  _globals['_SEARCHRESPONSE']._serialized_start=1057
+  _globals['_SEARCHRESPONSE']._serialized_end=1324
+  _globals['_SEARCHRESPONSE_MSENTRY']._serialized_start=1283
+  _globals['_SEARCHRESPONSE_MSENTRY']._serialized_end=1324
+  _globals['_GETINDEXREQUEST']._serialized_start=1326
+  _globals['_GETINDEXREQUEST']._serialized_end=1343
+  _globals['_INDEX']._serialized_start=1346
+  _globals['_INDEX']._serialized_end=1627
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1629
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1650
+  _globals['_VERSION']._serialized_start=1652
+  _globals['_VERSION']._serialized_end=1712
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1714
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1778
+  _globals['_REFRESHREQUEST']._serialized_start=1780
+  _globals['_REFRESHREQUEST']._serialized_end=1830
+  _globals['_SEARCHSERVICE']._serialized_start=1833
+  _globals['_SEARCHSERVICE']._serialized_end=2138
 # @@protoc_insertion_point(module_scope)

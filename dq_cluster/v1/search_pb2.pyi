@@ -30,7 +30,14 @@ class Id(_message.Message):
     def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., large_number: _Optional[int] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("vectors", "embeddings", "id", "image", "k", "nprobe", "timeout_ms", "min_coverage", "filter", "include", "k_factor", "within", "decode_factor")
+    __slots__ = ("vectors", "embeddings", "id", "image", "k", "nprobe", "timeout_ms", "min_coverage", "filter", "include", "k_factor", "within", "decode_factor", "text", "not_text", "weights")
+    class WeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +51,9 @@ class SearchRequest(_message.Message):
     K_FACTOR_FIELD_NUMBER: _ClassVar[int]
     WITHIN_FIELD_NUMBER: _ClassVar[int]
     DECODE_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    NOT_TEXT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     vectors: Vectors
     embeddings: Vectors
     id: Id
@@ -57,7 +67,10 @@ class SearchRequest(_message.Message):
     k_factor: int
     within: float
     decode_factor: int
-    def __init__(self, vectors: _Optional[_Union[Vectors, _Mapping]] = ..., embeddings: _Optional[_Union[Vectors, _Mapping]] = ..., id: _Optional[_Union[Id, _Mapping]] = ..., image: _Optional[bytes] = ..., k: _Optional[int] = ..., nprobe: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., min_coverage: _Optional[float] = ..., filter: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., k_factor: _Optional[int] = ..., within: _Optional[float] = ..., decode_factor: _Optional[int] = ...) -> None: ...
+    text: str
+    not_text: str
+    weights: _containers.ScalarMap[str, float]
+    def __init__(self, vectors: _Optional[_Union[Vectors, _Mapping]] = ..., embeddings: _Optional[_Union[Vectors, _Mapping]] = ..., id: _Optional[_Union[Id, _Mapping]] = ..., image: _Optional[bytes] = ..., k: _Optional[int] = ..., nprobe: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., min_coverage: _Optional[float] = ..., filter: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., k_factor: _Optional[int] = ..., within: _Optional[float] = ..., decode_factor: _Optional[int] = ..., text: _Optional[str] = ..., not_text: _Optional[str] = ..., weights: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("id", "score", "columns")
@@ -113,7 +126,7 @@ class GetIndexRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Index(_message.Message):
-    __slots__ = ("version", "model", "rows", "dim", "feature_dim", "bits", "metric", "columns", "shards", "images", "evaluation", "refine_bits", "decoder", "pictures")
+    __slots__ = ("version", "model", "rows", "dim", "feature_dim", "bits", "metric", "columns", "shards", "images", "evaluation", "refine_bits", "decoder", "pictures", "text")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +141,7 @@ class Index(_message.Message):
     REFINE_BITS_FIELD_NUMBER: _ClassVar[int]
     DECODER_FIELD_NUMBER: _ClassVar[int]
     PICTURES_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     version: int
     model: str
     rows: int
@@ -142,7 +156,8 @@ class Index(_message.Message):
     refine_bits: int
     decoder: bool
     pictures: bool
-    def __init__(self, version: _Optional[int] = ..., model: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., feature_dim: _Optional[int] = ..., bits: _Optional[int] = ..., metric: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., shards: _Optional[int] = ..., images: _Optional[bool] = ..., evaluation: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refine_bits: _Optional[int] = ..., decoder: _Optional[bool] = ..., pictures: _Optional[bool] = ...) -> None: ...
+    text: bool
+    def __init__(self, version: _Optional[int] = ..., model: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., feature_dim: _Optional[int] = ..., bits: _Optional[int] = ..., metric: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., shards: _Optional[int] = ..., images: _Optional[bool] = ..., evaluation: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refine_bits: _Optional[int] = ..., decoder: _Optional[bool] = ..., pictures: _Optional[bool] = ..., text: _Optional[bool] = ...) -> None: ...
 
 class ListVersionsRequest(_message.Message):
     __slots__ = ()

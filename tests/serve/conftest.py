@@ -12,6 +12,7 @@ from dq_cluster.index.models import ModelCard
 from dq_cluster.serve.config import ServeSettings
 from dq_cluster.serve.run import free_port, serving
 from tests.support import make_model, make_version
+from tests.texts import make_words
 
 SHARDS = 4
 
@@ -34,8 +35,9 @@ class Service:
 
 @pytest.fixture(scope="package")
 def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    uri = str(tmp_path_factory.mktemp("served") / "index")
-    card = make_model(uri, refine_bits=64)
+    folder = tmp_path_factory.mktemp("served")
+    uri = str(folder / "index")
+    card = make_model(uri, refine_bits=64, words=make_words(folder / "sentences", 16))
     manifest, features = make_version(uri, card, rows=1500, files=9)
     port = free_port()
     settings = ServeSettings(

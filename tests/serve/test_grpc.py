@@ -43,6 +43,10 @@ ASKED: dict[str, tuple[dict[str, Any], pb.SearchRequest]] = {
         {"id": 33, "k_factor": 9, "decode_factor": 1, "within": -2.5},
         pb.SearchRequest(id=pb.Id(number=33), k_factor=9, decode_factor=1, within=-2.5),
     ),
+    "words": (
+        {"text": "red cat", "not_text": "dog", "weights": {"not_text": 0.75}, "k": 6},
+        pb.SearchRequest(text="red cat", not_text="dog", weights={"not_text": 0.75}, k=6),
+    ),
     "id": ({"id": 33}, pb.SearchRequest(id=pb.Id(number=33))),
     "filter": (
         {"id": 33, "k": 9, "filter": {"label": {"in": [1, 2]}}},

@@ -72,7 +72,7 @@ def test_list_show_and_rollback(index: str, capsys: pytest.CaptureFixture[str]) 
         (["serve", "{index}-absent"], "no published index"),
         (["serve", "shards=2", "/x"], "'/x' is not KEY=VALUE"),
         (["plan", "--images", "0"], "greater than 0"),
-        (["search", "{index}"], "--image FILE or --id ID"),
+        (["search", "{index}"], "--image FILE, --text WORDS, or both; or --id ID"),
         (["search", "{index}", "--id", "7", "-k", "5000"], "more than the 1000 that one request"),
         (["search", "{index}", "--id", "9" * 20], "is outside the ids of this index"),
         (["search", "{index}", "--id", "-5"], "-5"),

@@ -40,7 +40,7 @@ def test_there_are_no_others() -> None:
 # What a setting is called that says where something lies.
 PLACE = re.compile(
     r"(.*_)?(uri|url|path|file|folder|dir|index|features|output|storage|database|queries|report|"
-    r"allow|cache|checkpoints?|weights|tokenizer)"
+    r"allow|cache|checkpoints?|weights|tokenizer|texts)"
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from dq_cluster.errors import (
     ConfigError,
@@ -24,6 +24,7 @@ from dq_cluster.images.decode import decode_image
 from dq_cluster.images.framing import Framing
 from dq_cluster.images.weights import once
 from tests.pictures import crops
+from tests.texts import save_tokenizer, text_graph
 
 
 def pixels(count: int, size: int) -> np.ndarray:
@@ -179,31 +180,10 @@ def test_an_onnx_file_with_its_preprocessing_beside_it(tmp_path: Path) -> None:
         load_backbone(wrong)
 
 
-def text_graph(path: Path, vocabulary: int) -> None:
-    """An ONNX file that looks up a vector of three numbers for each token."""
-    table = np.random.default_rng(3).normal(size=(vocabulary, 3)).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])],
-        "words",
-        [
-            helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["n", "t"]),
-            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["n", "t"]),
-        ],
-        [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["n", "t", 3])],
-        [numpy_helper.from_array(table, "table")],
-    )
-    opset = [helper.make_opsetid("", 13)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
-
-
 def test_an_onnx_file_with_a_text_network_beside_it(tmp_path: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
-    vocabulary = {"?": 0, "cat": 1, "dog": 2, "boat": 3}
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     path = pooling_graph(tmp_path / "m.onnx", TensorProto.FLOAT, ["n", 3, 24, 24], [2, 3])
     text_graph(tmp_path / "text_model.onnx", 4)
-    words.save(str(tmp_path / "tokenizer.json"))
+    save_tokenizer(tmp_path / "tokenizer.json", ("?", "cat", "dog", "boat"))
     backbone = load_backbone(BackboneSettings(kind="onnx", path=str(path)))
     assert backbone.text is not None
     together = backbone.text.features(["cat", "dog boat cat"])

@@ -22,6 +22,7 @@ from dq_cluster.serve.http import make_api
 from dq_cluster.serve.local import LocalService
 from dq_cluster.serve.run import free_port
 from tests.support import make_backbone, make_model, make_pictures, make_version
+from tests.texts import make_words
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -52,7 +53,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     backbone = make_backbone(folder / "pixels.onnx")
     pixels = np.stack([decode_image(path.read_bytes(), 8) for path in pictures])
     features = backbone.features(pixels)
-    card = make_model(uri, preprocessing=backbone.preprocessing, feature_dim=features.shape[1])
+    card = make_model(
+        uri,
+        preprocessing=backbone.preprocessing,
+        feature_dim=features.shape[1],
+        words=make_words(folder / "sentences", 16),
+    )
     uris = [str(path) for path in pictures]
     make_version(uri, card, files=4, features=features, uris=uris, ids=IDS)
     service = LocalService(ServeSettings(index=uri, shards=4, timeout_ms=10_000))
@@ -100,6 +106,38 @@ def test_an_image_finds_itself_and_its_neighbours(page: Page, site: Site) -> Non
     first.click()
     expect(page.locator("#query")).to_contain_text("image ", timeout=30_000)
     assert page.input_value("#id") == str(ids[0])
+
+
+def test_words_alone_and_beside_a_picture(page: Page, site: Site) -> None:
+    def shown() -> list[str]:
+        found = page.eval_on_selector_all("#hits li", "items => items.map(i => i.dataset.id)")
+        return [str(each) for each in found]
+
+    page.fill("#text", "red 🐱")
+    page.press("#text", "Enter")
+    expect(page.locator("#query q")).to_have_text("red 🐱", timeout=30_000)
+    expect(page.locator("#hits li")).to_have_count(12)
+    by_words = shown()
+    assert by_words == answer(site, {"text": "red 🐱", "k": 12})
+    assert "text=red" in page.url
+    assert "text=" in page.inner_text("#curl")
+    page.reload()  # the address says it all
+    expect(page.locator("#hits li")).to_have_count(12, timeout=30_000)
+    assert shown() == by_words
+
+    page.set_input_files("#file", str(site.pictures[7]))
+    expect(page.locator("#query img")).to_have_count(1, timeout=30_000)
+    expect(page.locator("#query q")).to_have_text("red 🐱")
+    assert shown() != by_words
+    page.fill("#text", "\u200d")
+    page.press("#text", "Enter")
+    expect(page.locator("#error")).to_contain_text("text is empty", timeout=30_000)
+
+
+def answer(site: Site, asked: dict[str, object]) -> list[str]:
+    reply = httpx.post(f"{site.url}/v1/search", json=asked)
+    assert reply.status_code == 200, reply.text
+    return [str(hit["id"]) for hit in reply.json()["hits"][0]]
 
 
 def test_a_long_id_keeps_every_digit(page: Page) -> None:

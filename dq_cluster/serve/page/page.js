@@ -9,7 +9,7 @@ const MORE = 24; // neighbours that scrolling adds
 const FEW = 12; // values of a column that are offered as filters
 const $ = (id) => document.getElementById(id);
 let about = null;
-let now = {id: null, image: null, k: 12, filter: {}};
+let now = {id: null, image: null, text: null, k: 12, filter: {}};
 let asked = 0; // the last question counts, whatever order the answers come in
 let shown = 0, ended = true;
 
@@ -31,6 +31,7 @@ async function start() {
     $("about").textContent = `version ${about.version} · ${about.rows.toLocaleString()} images · ` +
       `${about.bits} bits each · ${about.shards} shards`;
     $("file").parentElement.hidden = !about.images;
+    $("text").hidden = !about.text;
     $("error").textContent = "";
     await back();
   } catch (error) { fail(error); }
@@ -62,13 +63,16 @@ function showQuery() {
     const place = element("div");
     box.replaceChildren(place, `image ${now.id}`);
     if (hasPictures()) thumbnail(now.id, place, (image) => about.images ? croppable(image, searchImage) : image);
-  }
+  } else box.replaceChildren();
+  if (now.text !== null) box.append(element("q", now.text));
 }
 
 // ---- searching
 
 const question = (k) => ({
-  ...(now.image ? {image: now.image.slice(now.image.indexOf(",") + 1)} : {id: now.id}),
+  ...(now.image ? {image: now.image.slice(now.image.indexOf(",") + 1)} : {}),
+  ...(now.text !== null ? {text: now.text} : {}),
+  ...(now.id !== null ? {id: now.id} : {}),
   ...(Object.keys(now.filter).length ? {filter: now.filter} : {}),
   k, include: about ? about.columns : [], min_coverage: 0,
 });
@@ -100,12 +104,19 @@ function go(change) {
 
 const searchId = (id) => {
   $("id").value = id;
-  return go({id: String(id), image: null});
+  $("text").value = "";
+  return go({id: String(id), image: null, text: null});
+};
+
+// Words alone, or beside the picture that is being searched for.
+const searchText = (text) => {
+  $("id").value = "";
+  return go({id: null, text});
 };
 
 const searchImage = (image) => {
   $("id").value = "";
-  return go({id: null, image});
+  return go({id: null, image, text: $("text").value || null});
 };
 
 function searchFile(file) {
@@ -119,11 +130,12 @@ async function back() {
   now = fromAddress();
   $("k").value = now.k;
   $("id").value = now.id || "";
-  if (now.id !== null || now.image) await search();
+  $("text").value = now.text || "";
+  if (now.id !== null || now.image || now.text !== null) await search();
 }
 
 async function more() {
-  if (ended || (now.id === null && !now.image)) return;
+  if (ended || (now.id === null && !now.image && now.text === null)) return;
   ended = true; // one at a time
   const mine = asked;
   $("more").textContent = "more …";
@@ -252,9 +264,18 @@ async function serveVersion(version) {
 
 // ---- what the user does
 
+// Of the two boxes, the one that says something new.
+function ask() {
+  const id = $("id").value, text = $("text").value;
+  if (text && text !== now.text) searchText(text);
+  else if (id) searchId(id);
+  else if (text) searchText(text);
+  else if (now.image) searchImage(now.image);
+}
+
 $("key").value = api.key.get();
 $("key").onchange = () => { api.key.set($("key").value); start(); };
-$("ask").onsubmit = (event) => { event.preventDefault(); if ($("id").value) searchId($("id").value); };
+$("ask").onsubmit = (event) => { event.preventDefault(); ask(); };
 $("random").onclick = randomImage;
 $("file").onchange = () => { if ($("file").files[0]) searchFile($("file").files[0]); };
 $("versions").ontoggle = showVersions;

@@ -9,10 +9,10 @@ from dq_cluster.errors import ConfigError, InputError, NotFoundError
 from dq_cluster.fragments.ledger import Ledger
 from dq_cluster.fragments.pool import Workers, receipts_of
 from dq_cluster.fragments.progress import Measured, RunProgress
-from dq_cluster.images.features import open_features
+from dq_cluster.images.features import FeatureSet, open_features
 from dq_cluster.index.catalog import Index
 from dq_cluster.index.manifest import Manifest
-from dq_cluster.index.models import read_card
+from dq_cluster.index.models import ModelCard, read_card
 from dq_cluster.knn.config import NeighboursSettings
 from dq_cluster.knn.finder import FindJob, NeighbourFinder
 from dq_cluster.knn.result import NAME, NeighboursManifest, read_result
@@ -128,6 +128,7 @@ def _request(settings: NeighboursSettings, index: Index, version: Manifest) -> N
         card = read_card(index.storage, version.model)
         features = open_features(settings.features)
         features.check_dim(card.feature_dim, f"model {card.digest[:12]}")
+        _check_origin(features, card)
         queries = features.rows
     if not queries:
         raise InputError(f"{settings.features or 'the version'} has no rows to find neighbours of")
@@ -148,3 +149,16 @@ def _factor(settings: NeighboursSettings, index: Index, version: Manifest) -> in
     if version.geometry.refine_m:
         return settings.k_factor
     return settings.decode_factor if read_card(index.storage, version.model).decodes else 1
+
+
+def _check_origin(features: FeatureSet, card: ModelCard) -> None:
+    """Features of another backbone may have the right form, and mean nothing to the model."""
+    made, trained = features.preprocessing, card.preprocessing
+    # Where the weights lay does not matter: their digest is compared.
+    differ = [key for key in made if key != "path" and made[key] != trained.get(key)]
+    if differ and trained:
+        raise InputError(
+            f"the features at {features.storage.uri} were made with another backbone than model "
+            f"{card.digest[:12]} was trained on (they differ in {', '.join(differ)}); make the "
+            "features again, or ask a version of the model they belong to"
+        )

@@ -1,5 +1,6 @@
 """What a neighbours run cannot answer is refused before anything is started."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from dq_cluster.knn.config import DuplicatesSettings, NeighboursSettings
 from dq_cluster.knn.duplicates import duplicates
 from dq_cluster.knn.groups import Leaders
 from dq_cluster.knn.run import neighbours
-from tests.support import make_index, make_vectors
+from tests.support import FEATURE_DIM, make_index, make_model, make_vectors, make_version
 
 
 def features_at(folder: Path, rows: int, dim: int) -> str:
@@ -48,6 +49,18 @@ def test_features_that_cannot_be_queries(
     with pytest.raises(kind, match=message):
         neighbours(asked)
     assert not list(output.rglob("*")), "a refused run leaves nothing behind"
+
+
+def test_features_of_another_backbone(tmp_path: Path) -> None:
+    uri = str(tmp_path / "index")
+    make_version(uri, make_model(uri, preprocessing={"kind": "onnx", "path": "a", "sha256": "1"}))
+    folder = Path(features_at(tmp_path / "features", 5, FEATURE_DIM)) / "part-0.parquet"
+    table = pq.read_table(folder)
+    made = {"kind": "onnx", "path": "b", "sha256": "2"}
+    pq.write_table(table.replace_schema_metadata({"dq.preprocessing": json.dumps(made)}), folder)
+    asked = {"index": uri, "output": str(tmp_path / "out"), "features": str(folder.parent)}
+    with pytest.raises(InputError, match=r"another backbone .* \(they differ in sha256\)"):
+        neighbours(NeighboursSettings(**asked))
 
 
 def test_a_pile_that_is_empty_or_asks_for_other_features(tmp_path: Path) -> None:

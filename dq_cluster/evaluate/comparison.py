@@ -1,5 +1,6 @@
 """The comparison of methods on your own features: a table, and a report."""
 
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dq_cluster.evaluate.baselines import BASELINES, SEEDLESS
-from dq_cluster.evaluate.compare import compare
+from dq_cluster.evaluate.compare import EXACT, compare
 from dq_cluster.evaluate.config import CompareSettings
 from dq_cluster.evaluate.figures import over_length, precision_over_recall
 from dq_cluster.evaluate.grids import Located, rivals, wins_and_failures
@@ -43,11 +44,23 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
         ) | {"fingerprints": (database.fingerprint, queries.fingerprint)}
         files = RowFiles(Storage(settings.report), decided_by, code_digest(*_MEASURING))
     began = time.monotonic()
+    finished = files.read() if files is not None else {}
+    todo = [
+        (name, length)
+        for name in settings.methods
+        for length in ((0,) if name == EXACT else settings.bits)
+        if (name, length) not in finished
+    ]
+    measured = itertools.count(1)
 
     def on_row(row: Row) -> None:
         if files is not None:
             files.write(row)
-        log.info("%s", lines([row], settings.k)[0] | {"elapsed": round(time.monotonic() - began)})
+        log.info(
+            "%s",
+            lines([row], settings.k)[0]
+            | {"row": f"{next(measured)}/{len(todo)}", "elapsed": round(time.monotonic() - began)},
+        )
 
     rows = compare(
         inputs.features,
@@ -60,7 +73,7 @@ def run_comparison(settings: CompareSettings) -> dict[str, Any]:
         settings=settings.model,
         views=inputs.views,
         k=settings.k,
-        finished=files.read() if files is not None else None,
+        finished=finished,
         on_row=on_row,
     )
     if settings.report is not None:

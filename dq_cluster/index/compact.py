@@ -1,5 +1,6 @@
 """Compaction: the rows of a version in few files, without the deleted ones."""
 
+import contextlib
 import uuid
 from collections.abc import Iterator
 
@@ -23,6 +24,7 @@ from dq_cluster.index.manifest import FileEntry, Manifest, Producer
 from dq_cluster.index.stored import check_stored
 from dq_cluster.index.thumbnails import merge_thumbnails
 from dq_cluster.index.tombstones import read_tombstones
+from dq_cluster.progress import Steps
 from dq_cluster.run import Run
 
 
@@ -42,11 +44,14 @@ def compact(index: Index, target_rows: int = 1_000_000) -> Manifest:
     name = f"compact-{uuid.uuid4().hex[:12]}"
     folder = f"data/{name}"
     run = Run(index.storage.child(f"runs/{name}"))
-    with run.at_work():
+    with run.at_work(), contextlib.ExitStack() as stack:
         schema = carried_schema(index.storage, old)
         files: list[FileEntry] = []
         thumbnails: dict[str, FileEntry] = {}
+        steps = stack.enter_context(Steps(f"compact {old.version}", old.rows, "rows"))
         for number, group in enumerate(groups):
+            if number:
+                steps.advance(sum(file.rows for file in groups[number - 1]))
             if len(group) == 1 and group[0].path not in deleted:
                 files.append(group[0])
                 if group[0].path in old.thumbnails:

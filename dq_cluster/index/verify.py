@@ -27,6 +27,7 @@ from dq_cluster.index.manifest import FileEntry, Manifest
 from dq_cluster.index.models import read_card, read_tensors
 from dq_cluster.index.thumbnails import thumbnail_problems
 from dq_cluster.index.tombstones import live_ids, read_tombstones
+from dq_cluster.progress import Steps
 from dq_cluster.storage import Storage
 
 _PIECE = 8 << 20
@@ -54,10 +55,13 @@ def verify(index: Index, version: int | None = None, *, ids: bool = False) -> Ve
     storage = index.storage
     others = (*manifest.tombstones, *manifest.rejects, *manifest.thumbnails.values())
     problems = list(_model_problems(storage, manifest))
-    with ThreadPoolExecutor(_READERS) as pool:
-        wrong = list(
-            pool.map(lambda file: _file_problems(storage, file), (*manifest.files, *others))
-        )
+    files = (*manifest.files, *others)
+    total = sum(file.size for file in files)
+    with (
+        Steps(f"verify {manifest.version}", total, "MB", scale=1e-6) as steps,
+        ThreadPoolExecutor(_READERS) as pool,
+    ):
+        wrong = list(pool.map(lambda file: _file_problems(storage, file, steps), files))
     for of_file in wrong:
         problems.extend(of_file)
     # What was just found damaged says no more when it is read.
@@ -98,11 +102,11 @@ def _model_problems(storage: Storage, manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _file_problems(storage: Storage, file: FileEntry) -> list[str]:
+def _file_problems(storage: Storage, file: FileEntry, steps: Steps) -> list[str]:
     """Whether the file is the one that the manifest names."""
     where = f"{storage.uri}/{file.path}"
     try:
-        size, sha256 = _hash(storage, file.path)
+        size, sha256 = _hash(storage, file.path, steps)
         if size != file.size:
             return [f"{where}: {size} bytes, the manifest says {file.size}"]
         if sha256 != file.sha256:
@@ -201,12 +205,13 @@ def _spell(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
-def _hash(storage: Storage, path: str) -> tuple[int, str]:
+def _hash(storage: Storage, path: str, steps: Steps) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
     with storage.open(path) as stream:
         while piece := stream.read(_PIECE):
             digest.update(piece)
             size += len(piece)
+            steps.advance(len(piece))
     return size, digest.hexdigest()
 
 

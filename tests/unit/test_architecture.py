@@ -17,6 +17,7 @@ GROUND = {
         "geometry",
         "storage",
         "run",
+        "progress",
     ),
 }
 # What each package of dq_cluster may import of the others; a package not named may import anything.
@@ -30,6 +31,7 @@ ARROWS = {
     "geometry": {"config"},
     "storage": {"errors", "location"},
     "run": {"errors", "config", "document", "storage"},
+    "progress": set(),
     "index": GROUND,
     "search": GROUND | {"index"},
     "model": GROUND | {"index"},

@@ -210,6 +210,7 @@ def drive(
     seconds: float,
     embeddings: "np.ndarray | None" = None,
     k_factor: int = 1,
+    nprobe: int = 0,
 ) -> tuple[list[float], list[dict[str, float]]]:
     """Latencies of `clients` connections that ask as fast as they are answered.
 
@@ -226,7 +227,8 @@ def drive(
     questions = []
     for start in range(0, len(embeddings) - batch + 1, batch):
         asked = embeddings[start : start + batch].astype(float).round(4).tolist()
-        body = json.dumps({"embeddings": asked, "k": k, "k_factor": k_factor})
+        probes = {"nprobe": nprobe} if nprobe else {}
+        body = json.dumps({"embeddings": asked, "k": k, "k_factor": k_factor, **probes})
         questions.append(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
     turns = itertools.cycle(questions)
     times: list[float] = []

@@ -14,7 +14,6 @@ import pyarrow as pa
 import torch
 
 from dq_cluster.encoding.load import Expectation
-from dq_cluster.geometry import Metric
 from dq_cluster.images.backbone import PREPROCESSING, Backbone, load_backbone
 from dq_cluster.images.config import BackboneSettings, ViewSettings
 from dq_cluster.images.views import another_view, choose_for_views
@@ -23,6 +22,7 @@ from dq_cluster.index.manifest import FileEntry
 from dq_cluster.index.models import ModelCard, read_tensors
 from dq_cluster.index.thumbnails import COLUMN as THUMBNAIL
 from dq_cluster.model.bundle import load_model
+from dq_cluster.model.cells import CellFinder
 from dq_cluster.storage import Storage
 
 
@@ -71,10 +71,11 @@ class CodeEncoder:
         self._backbone = _backbone_of(self.card, output.threads) if output.from_images else None
         frame = self._backbone.frame if self._backbone else 0
         self.expects = Expectation(frame, self.card.feature_dim)
-        self._centroids = None
+        self._cells: CellFinder | None = None
         if self.card.geometry.nlist:
             centroids = read_tensors(output.storage, self.card)["coarse_centroids"]
-            self._centroids = torch.from_numpy(centroids).to(self._device)
+            metric = self.card.geometry.metric
+            self._cells = CellFinder(torch.from_numpy(centroids).to(self._device), metric)
 
     def __call__(self, payload: np.ndarray) -> dict[str, np.ndarray]:
         if self._backbone is not None:
@@ -87,8 +88,8 @@ class CodeEncoder:
             geometry = self.card.geometry
             if geometry.refine_m:
                 arrays["refine_code"] = self._network.refine(embedding)
-            if self._centroids is not None:
-                arrays["cell"] = _cells(embedding, self._centroids, geometry.metric)
+            if self._cells is not None:
+                arrays["cell"] = self._cells(embedding)
         return {name: array.cpu().numpy() for name, array in arrays.items()}
 
     def write(self, fragment: int, rows: pa.Table, arrays: dict[str, np.ndarray]) -> FileEntry:
@@ -186,10 +187,3 @@ def _in_batches(backbone: Backbone, pixels: np.ndarray, size: int | None) -> np.
             yield backbone.features(pixels[start : start + size])
 
     return np.concatenate([np.empty((0, backbone.feature_dim), np.float32), *batches()])
-
-
-def _cells(embedding: torch.Tensor, centroids: torch.Tensor, metric: Metric) -> torch.Tensor:
-    """The coarse cell (n,) of each embedding, as the metric sees it."""
-    if metric == "ip":
-        return (embedding @ centroids.T).argmax(dim=1)
-    return torch.cdist(embedding, centroids).argmin(dim=1)

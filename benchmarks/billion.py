@@ -216,9 +216,8 @@ def serve(uri: str, asked: argparse.Namespace, queries: np.ndarray) -> dict[str,
 
 
 def _answers(client: Client, queries: np.ndarray, nprobe: int) -> list[list[int]]:
-    asked = {"nprobe": nprobe} if nprobe else {}
     parts = [queries[start : start + 50] for start in range(0, len(queries), 50)]
-    hits = [client.search(embeddings=part, k=K, **asked).hits for part in parts]
+    hits = [client.search(embeddings=part, k=K, nprobe=nprobe or None).hits for part in parts]
     return [[int(hit.id) for hit in each] for part in hits for each in part]
 
 

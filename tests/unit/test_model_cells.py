@@ -1,49 +1,32 @@
-"""Cells of embeddings: the nearest ones, and near ones where there are many."""
+"""Coarse cells are k-means centroids in the model's metric."""
+
+from typing import Literal
 
 import numpy as np
 import pytest
-import torch
 
-from dq_cluster.geometry import Metric
-from dq_cluster.model import cells as cells_module
-from dq_cluster.model.cells import CellFinder, learn_cells
-
-METRICS: tuple[Metric, ...] = ("l2", "ip")
+from dq_cluster.model.cells import learn_cells
 
 
-def brute_force(embedding: torch.Tensor, centroids: torch.Tensor, metric: Metric) -> torch.Tensor:
-    if metric == "ip":
-        return (embedding @ centroids.T).argmax(1)
-    return torch.cdist(embedding.double(), centroids.double()).argmin(1)
+def clusters() -> tuple[np.ndarray, np.ndarray]:
+    """Centres (3, 4), and 150 points close around them, of unit length."""
+    centres = np.eye(4, dtype=np.float32)[:3]
+    points = centres[np.arange(150) % 3] + 0.05 * np.random.default_rng(0).normal(size=(150, 4))
+    return centres, (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_few_cells_are_all_compared_a_block_at_a_time(
-    metric: Metric, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cells_module, "_SCORES_AT_ONCE", 100)
-    generator = torch.Generator().manual_seed(0)
-    embedding, centroids = (torch.randn(n, 8, generator=generator) for n in (300, 40))
-    found = CellFinder(centroids, metric)(embedding)
-    assert torch.equal(found, brute_force(embedding, centroids, metric))
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_every_cluster_gets_its_cell(metric: Literal["l2", "ip"]) -> None:
+    centres, points = clusters()
+    cells = learn_cells(points, 3, metric, seed=1)
+    assert (cells.shape, cells.dtype) == ((3, 4), np.float32)
+    nearest = (centres @ cells.T).argmax(axis=1)
+    np.testing.assert_allclose(cells[nearest], centres, atol=0.05)
+    np.testing.assert_array_equal(cells, learn_cells(points, 3, metric, seed=1))
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_many_cells_are_learned_and_found_through_groups(
-    metric: Metric, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cells_module, "_MANY", 256)
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(50, 8))
-    points = (centres[rng.integers(0, 50, 12_000)] + 0.3 * rng.normal(size=(12_000, 8))).astype(
-        "f4"
-    )
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
-    learned = learn_cells(points, 256, metric, seed=3)
-    assert learned.shape == (256, 8)
-    assert np.isfinite(learned).all()
-    np.testing.assert_array_equal(learned, learn_cells(points, 256, metric, seed=3))
-    embedding, centroids = torch.from_numpy(points), torch.from_numpy(learned)
-    wanted = brute_force(embedding, centroids, metric)
-    assert (CellFinder(centroids, metric)(embedding) == wanted).float().mean() > 0.95
-    assert len(CellFinder(centroids, metric)(embedding[:0])) == 0
+def test_cells_of_inner_products_are_directions() -> None:
+    points = clusters()[1]
+    lengths = {m: np.linalg.norm(learn_cells(points, 3, m), axis=1) for m in ("l2", "ip")}
+    np.testing.assert_allclose(lengths["ip"], 1, atol=1e-6)
+    assert (lengths["l2"] < 0.9999).all()

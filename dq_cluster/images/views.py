@@ -25,14 +25,20 @@ def choose_for_views(pixels: np.ndarray, fraction: float) -> np.ndarray:
 def another_view(pixels: np.ndarray, min_area: float) -> np.ndarray:
     """A view (s, s, 3) uint8 of at least `min_area` of an image (s, s, 3) uint8; the same for the
     same pixels."""
-    random = np.random.default_rng(_seed(pixels))
+    return random_view(pixels, len(pixels), min_area, np.random.default_rng(_seed(pixels)))
+
+
+def random_view(
+    pixels: np.ndarray, side: int, min_area: float, random: np.random.Generator
+) -> np.ndarray:
+    """A view (side, side, 3) uint8 of at least `min_area` of an image (s, s, 3) uint8."""
     size = len(pixels)
     area = random.uniform(min_area, 1) * size * size
     aspect = np.exp(random.uniform(*np.log(_ASPECT)))
     width, height = min(np.sqrt(area * aspect), size), min(np.sqrt(area / aspect), size)
     left, top = random.uniform(0, size - width), random.uniform(0, size - height)
     view = Image.fromarray(pixels).resize(
-        (size, size), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
+        (side, side), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
     )
     if random.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -135,7 +135,7 @@ def add(settings: AddSettings) -> dict[str, Any]:
     with ray_cluster():
         pool = settings.pool
         if pool is None:
-            backbone = load_backbone({**card.preprocessing, "threads": 1})
+            backbone = load_backbone({**card.preprocessing, "threads": 1}, index.storage)
             pool, _ = _measured_pool(source, open_source(source).units(), backbone)
         try:
             encoded = encode(

@@ -121,11 +121,11 @@ def featurize(config: Config = None, overrides: Overrides = None, json: Json = F
 
 def train(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:
     """Train DeepQuan on features and publish the model (Ray Train)."""
+    from dq_cluster.building.pixels import train_from
     from dq_cluster.training.config import TrainSettings
-    from dq_cluster.training.run import train
 
     settings = load_settings(TrainSettings, config, overrides or ())
-    _run(lambda: train(settings), json)
+    _run(lambda: train_from(settings), json)
 
 
 def encode(config: Config = None, overrides: Overrides = None, json: Json = False) -> None:

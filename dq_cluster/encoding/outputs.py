@@ -68,7 +68,9 @@ class CodeEncoder:
         self._network, self.card = load_model(output.storage, output.digest)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._network.to(self._device)
-        self._backbone = _backbone_of(self.card, output.threads) if output.from_images else None
+        self._backbone = None
+        if output.from_images:
+            self._backbone = _backbone_of(self.card, output.threads, output.storage)
         frame = self._backbone.frame if self._backbone else 0
         self.expects = Expectation(frame, self.card.feature_dim)
         self._cells: CellFinder | None = None
@@ -175,8 +177,8 @@ class FeatureEncoder:
         )
 
 
-def _backbone_of(card: ModelCard, threads: int) -> Backbone:
-    return load_backbone({**card.preprocessing, "threads": threads})
+def _backbone_of(card: ModelCard, threads: int, index: Storage) -> Backbone:
+    return load_backbone({**card.preprocessing, "threads": threads}, index)
 
 
 def _in_batches(backbone: Backbone, pixels: np.ndarray, size: int | None) -> np.ndarray:

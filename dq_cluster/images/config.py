@@ -99,7 +99,9 @@ class BackboneSettings(Settings):
     the side of the square that the network sees, in pixels. framing: how pictures are scaled and
     cut. mean, std: per channel, of values in [0, 1]. What is not given of these four is the
     model's own, where it comes from a library or an ONNX file has `preprocessor_config.json`
-    beside it. sha256: the digest that the weights must have. threads: of the runtime on CPU; 0 lets
+    beside it. sha256: the digest that the
+    weights must have. weights: a safetensors file that `train` with `finetune` made, instead of the
+    pretrained ones. threads: of the runtime on CPU; 0 lets
     it choose. dtype: numbers that the network computes with. compile: by torch.compile. text: of an
     `onnx` backbone; default: `text_model.onnx` and `tokenizer.json` beside it, where they exist.
     """
@@ -113,6 +115,7 @@ class BackboneSettings(Settings):
     sha256: str | None = None
     threads: int = Field(default=0, ge=0)
     # Not written where they are unset: what was stored before they existed stays the same.
+    weights: Location | None = Field(default=None, exclude_if=_absent)
     framing: Framing | None = Field(default=None, exclude_if=_absent)
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", exclude_if=_absent)
     compile: bool = Field(default=False, exclude_if=_absent)

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from dq_cluster.errors import ConfigError, InputError
-from dq_cluster.images.backbone import expect, pooled, prepared
+from dq_cluster.images.backbone import (
+    efficientnet_lite0_network,
+    expect,
+    load_weights,
+    pooled,
+    prepared,
+)
 from dq_cluster.images.config import BackboneSettings, TextSettings
 from dq_cluster.images.framing import Preparation, of_open_clip, of_timm, of_transformers
 from dq_cluster.images.text import TextTower, TokenizerLock, check_length, unit
@@ -41,12 +47,19 @@ class _Loaded:
 class TorchBackbone:
     """A network of a library, without its classifier."""
 
-    def __init__(self, settings: BackboneSettings, recorded: bool) -> None:
-        """recorded: the settings say all of the preprocessing; else it is the model's own."""
+    def __init__(
+        self, settings: BackboneSettings, recorded: bool, tuned: bytes | None = None
+    ) -> None:
+        """recorded: the settings say all of the preprocessing; else it is the model's own.
+
+        tuned: weights instead of the pretrained ones.
+        """
         if settings.threads:
             torch.set_num_threads(settings.threads)
         loaded = _load(settings)
-        sha256 = _sha256(loaded.network)
+        if tuned is not None:
+            load_weights(loaded.network, tuned)
+        sha256 = hashlib.sha256(tuned).hexdigest() if tuned else _sha256(loaded.network)
         expect(settings, sha256)
         if loaded.preparation is not None and not recorded:
             settings = prepared(settings, loaded.preparation)
@@ -146,6 +159,23 @@ class _TorchText:
         with torch.inference_mode():
             output = self._forward(**given)
         return unit(output.float().cpu().numpy())
+
+
+def torch_network(
+    settings: BackboneSettings,
+) -> tuple[nn.Module, Callable[[Tensor], Tensor] | None, BackboneSettings]:
+    """The pretrained network of a backbone, how pixels (n, 3, s, s) pass it if not
+    by calling it, and the settings with
+    its own preprocessing. Raises ConfigError for a kind that torch cannot train."""
+    if settings.kind in ("onnx", "none"):
+        raise ConfigError(f"backbone '{settings.kind}' cannot be trained: it is no torch network")
+    if settings.kind == "efficientnet-lite0":
+        return efficientnet_lite0_network(), None, settings
+    loaded = _load(settings)
+    if loaded.preparation is not None:
+        settings = prepared(settings, loaded.preparation)
+    forward = None if loaded.forward is loaded.network else loaded.forward
+    return loaded.network, forward, settings
 
 
 def _load(settings: BackboneSettings) -> _Loaded:

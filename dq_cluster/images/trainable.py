@@ -2,22 +2,22 @@
 
     <index>/backbones/<sha256>.safetensors
 
-A block is what such networks repeat: a child of a `Sequential` or `ModuleList` that has parts of its
-own. Normalization keeps the statistics it was trained with: a feature then depends on its own image
-alone, however a batch is divided among workers and micro-batches.
+A block is what such networks repeat: a child of a `Sequential` or `ModuleList` that has parts of
+its own. Normalization keeps the statistics it was trained with: a feature then depends on its own
+image alone, however a batch is divided among workers and micro-batches.
 """
 
 import hashlib
 from collections.abc import Iterator
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from dq_cluster.errors import ConfigError, IntegrityError
-from dq_cluster.images.backbone import torch_network, tuned_weights
+from dq_cluster.errors import ConfigError
+from dq_cluster.images.backbone import tuned_weights
 from dq_cluster.images.config import BackboneSettings
+from dq_cluster.images.torch_backbone import torch_network
 from dq_cluster.storage import Storage
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -35,15 +35,19 @@ class Trainable(nn.Module):
 
     def __init__(self, settings: BackboneSettings, blocks: int) -> None:
         super().__init__()
+        self.network, self._look, settings = torch_network(settings)
+        self.network.eval()
+        self.settings = settings
         self.image_size = settings.image_size
-        self.network = torch_network(settings).eval()
         mean, std = torch.tensor(settings.mean), torch.tensor(settings.std)
         self.register_buffer("mean", 255 * mean.view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * std.view(3, 1, 1), persistent=False)
         first = _first_trained(self.network, blocks)
         for place, (_, parameter) in enumerate(self.network.named_parameters()):
             parameter.requires_grad_(place >= first)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for parameter in self.network.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             probe = torch.zeros(1, self.image_size, self.image_size, 3, dtype=torch.uint8)
             self.feature_dim = self(probe).shape[1]
@@ -56,7 +60,7 @@ class Trainable(nn.Module):
         images = pixels.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         on_gpu = pixels.device.type == "cuda"
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=on_gpu):
-            output = self.network((images - self.mean) / self.std)
+            output = (self._look or self.network)((images - self.mean) / self.std)
         if output.ndim == 4:
             output = output.mean((2, 3))
         return torch.flatten(output, 1).float()
@@ -68,9 +72,7 @@ def _first_trained(network: nn.Module, blocks: int) -> int:
         return 0
     found = list(_blocks(network))
     if blocks > len(found):
-        raise ConfigError(
-            f"blocks {blocks}: this backbone has {len(found)}; 0 trains all of it"
-        )
+        raise ConfigError(f"blocks {blocks}: this backbone has {len(found)}; 0 trains all of it")
     firsts = [next(block.parameters(), None) for block in found[-blocks:]]
     first = next(parameter for parameter in firsts if parameter is not None)
     return next(place for place, p in enumerate(network.parameters()) if p is first)
@@ -87,26 +89,10 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 def save_weights(index: Storage, backbone: Trainable) -> str:
     """Store the weights below an index; their SHA-256, which names them."""
-    tensors = {n: t.detach().cpu().contiguous() for n, t in backbone.network.state_dict().items()}
+    tensors = {
+        n: t.detach().cpu().contiguous().clone() for n, t in backbone.network.state_dict().items()
+    }
     data = save_tensors(tensors)
     digest = hashlib.sha256(data).hexdigest()
     index.write(tuned_weights(digest), data)
     return digest
-
-
-def load_weights(network: nn.Module, data: bytes, digest: str) -> None:
-    """Give a network the weights that `save_weights` stored.
-
-    Raises IntegrityError where they are not those, or of another network.
-    """
-    actual = hashlib.sha256(data).hexdigest()
-    if actual != digest:
-        raise IntegrityError(
-            f"backbone weights hash to {actual[:12]}, expected {digest[:12]}; restore the file"
-        )
-    try:
-        network.load_state_dict(load_tensors(data))
-    except RuntimeError as error:
-        raise IntegrityError(
-            f"backbone weights {digest[:12]}: {' '.join(str(error).split())}"
-        ) from None

@@ -16,7 +16,7 @@ from dq_cluster.model import quantizer, scores
 from dq_cluster.model.config import ModelSettings
 from dq_cluster.model.decoder import fit_decoder
 from dq_cluster.model.deepquan import DeepQuan
-from dq_cluster.model.neighbours import Positives, manifold_positives, nearest
+from dq_cluster.model.neighbours import Positives, inverse, manifold_positives, nearest
 from dq_cluster.model.quantizer import AllReduce, alone
 from dq_cluster.model.standardize import (
     Moments,
@@ -149,7 +149,8 @@ def find_positives(network: DeepQuan, features: Tensor) -> Positives:
     # Oneself is first unless there are duplicates; then any k others will do.
     others = (ranked.rows != own).long()
     order = others.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return manifold_positives(ranked.rows.gather(1, order).numpy(), k)
+    graph = ranked.rows.gather(1, order).numpy()
+    return manifold_positives(graph, k, inverse(graph))
 
 
 def batches(

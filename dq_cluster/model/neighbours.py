@@ -58,33 +58,66 @@ class Positives(NamedTuple):
     weights: np.ndarray
 
 
-def manifold_positives(
-    neighbours: np.ndarray, count: int, first: int = 0, last: int | None = None
-) -> Positives:
-    """The `count` best positives of the images `first` … `last` by shared neighbours.
+class Inverse(NamedTuple):
+    """Who names each row among its neighbours, itself included: row r is named by
+    `namers[starts[r] : starts[r + 1]]`, ascending."""
 
-    neighbours: (n, k) rows of every image's nearest others, without itself. Two images belong
-    together as far as they have the same neighbours (Jarvis, Patrick 1973): the weight is the
-    share of common neighbours, which chance neighbours of dense regions do not get.
-    """
+    starts: np.ndarray
+    namers: np.ndarray
+
+
+def inverse(neighbours: np.ndarray) -> Inverse:
+    """Turn a graph (n, k) round, in one pass over it; any number of `manifold_positives` share
+    the result."""
     n, k = neighbours.shape
-    last = n if last is None else min(last, n)
-    closed = np.concatenate([np.arange(n)[:, None], neighbours], 1)
-    graph = sparse.csr_matrix(
-        (np.ones(closed.size, np.float32), closed.ravel(), np.arange(n + 1) * (k + 1)), (n, n)
-    )
-    rows = np.empty((last - first, count), np.int64)
-    weights = np.zeros((last - first, count), np.float32)
-    for start in range(first, last, 2048):
-        stop = min(start + 2048, last)
-        shared = (graph[start:stop] @ graph.T).tocsr()
-        for i in range(stop - start):
-            image = start + i
+    # Row r is named by itself too. int32 halves what large graphs take.
+    named = np.concatenate([np.arange(n, dtype=np.int32)[:, None], neighbours.astype(np.int32)], 1)
+    marks = np.ones(named.size, np.int8)
+    starts = np.arange(n + 1, dtype=np.int64) * (k + 1)
+    turned = sparse.csr_matrix((marks, named.ravel(), starts), (n, n)).tocsc()
+    return Inverse(turned.indptr, turned.indices)
+
+
+def manifold_positives(
+    neighbours: np.ndarray, count: int, inverse: Inverse, first: int = 0
+) -> Positives:
+    """The `count` best positives of the images `first` … by shared neighbours.
+
+    neighbours: (m, k) rows of these images' nearest others, without themselves; inverse: of the
+    graph of all images. Two images belong together as far as they have the same neighbours (Jarvis,
+    Patrick 1973): the weight is the share of common neighbours, which chance neighbours of dense
+    regions do not get. Time and memory go with the rows asked for, not with the graph.
+    """
+    m, k = neighbours.shape
+    rows = np.empty((m, count), np.int64)
+    weights = np.zeros((m, count), np.float32)
+    for start in range(0, m, 2048):
+        chunk = neighbours[start : start + 2048]
+        images = np.arange(first + start, first + start + len(chunk))
+        shared = _shared(np.concatenate([images[:, None], chunk], 1), inverse)
+        for i, image in enumerate(images):
             span = slice(shared.indptr[i], shared.indptr[i + 1])
             others, common = shared.indices[span], shared.data[span]
             others, common = others[others != image], common[others != image]
             best = np.lexsort((others, -common))[:count]
-            rows[image - first] = image
-            rows[image - first, : len(best)] = others[best]
-            weights[image - first, : len(best)] = common[best] / (k + 1)
+            rows[start + i] = image
+            rows[start + i, : len(best)] = others[best]
+            weights[start + i, : len(best)] = common[best] / np.float32(k + 1)
     return Positives(rows, weights)
+
+
+def _shared(named: np.ndarray, inverse: Inverse) -> sparse.csr_matrix:
+    """How many neighbours each image has in common with every other: sparse (m, n)."""
+    used, places = np.unique(named, return_inverse=True)
+    starts, lengths = inverse.starts[used], np.diff(inverse.starts)[used]
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    span = np.repeat(starts - ends[:-1], lengths) + np.arange(ends[-1])
+    n = len(inverse.starts) - 1
+    namers = sparse.csr_matrix(
+        (np.ones(ends[-1], np.int32), inverse.namers[span], ends), (len(used), n)
+    )
+    per_row = np.arange(len(named) + 1) * named.shape[1]
+    mine = sparse.csr_matrix(
+        (np.ones(named.size, np.int32), places.ravel(), per_row), (len(named), len(used))
+    )
+    return (mine @ namers).tocsr()

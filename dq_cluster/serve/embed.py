@@ -21,7 +21,7 @@ class Embedder:
         self._decode = decode
         self._backbone: Backbone | None = None
         if self.card.preprocessing.get("kind", "none") != "none":
-            self._backbone = load_backbone(self.card.preprocessing)
+            self._backbone = load_backbone(self.card.preprocessing, storage)
         self._reader = load_reader(storage, self.card, self._network, self._backbone)
 
     @property

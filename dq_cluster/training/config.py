@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from dq_cluster.config import Location, Settings
 from dq_cluster.images.sentences import SentenceSettings
+from dq_cluster.images.config import BackboneSettings, SourceSettings
 from dq_cluster.model.config import ModelSettings
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -35,6 +36,32 @@ class QualityGate(Settings):
     min_map: float = Field(0.0, ge=0, le=1)
 
 
+class FinetuneSettings(Settings):
+    """A backbone trained further, together with DeepQuan, on two random views of each image.
+
+    source: the images; backbone: where training starts. blocks: how many of its last blocks are
+    trained; 0: all of it. min_area: smallest share of an image that a view keeps. epochs: passes
+    over the images. batch_size: images of a step, of all workers together. micro_batch: images of
+    a worker at once; more are computed one after the other, with the same result.
+    learning_rate, temperature: of the contrastive loss. checkpoint_every: steps between
+    checkpoints. shuffle: images that are mixed in a worker's memory, for rows that lie sorted in
+    their files. decoders: tasks that make views, for each worker.
+    """
+
+    source: SourceSettings
+    backbone: BackboneSettings = BackboneSettings()
+    blocks: int = Field(4, ge=0)
+    min_area: float = Field(0.4, gt=0, le=1)
+    epochs: int = Field(2, gt=0)
+    batch_size: int = Field(256, gt=1)
+    micro_batch: int = Field(64, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
+    temperature: float = Field(0.3, gt=0)
+    checkpoint_every: int = Field(50, gt=0)
+    shuffle: int = Field(1024, ge=0)
+    decoders: int = Field(1, gt=0)
+
+
 class TrainSettings(Settings):
     """One training run: features in, a model in the index out.
 
@@ -49,7 +76,8 @@ class TrainSettings(Settings):
     file of texts, one a line, as people will ask; a backbone with a text network then loses less
     between words and images. workers: a number, or min and max. use_gpu: one GPU for each worker.
     cpus_per_worker: logical CPUs. max_failures: how often lost workers are replaced before the run
-    fails.
+    fails. finetune: first train the backbone itself; `features` is then the folder that the
+    features of the trained one are written to.
     """
 
     index: Location
@@ -69,6 +97,7 @@ class TrainSettings(Settings):
     use_gpu: bool = False
     cpus_per_worker: int = Field(1, gt=0)
     max_failures: int = Field(3, ge=0)
+    finetune: FinetuneSettings | None = None
 
     @model_validator(mode="after")
     def _one_way_to_words(self) -> "TrainSettings":

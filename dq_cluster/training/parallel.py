@@ -93,9 +93,13 @@ def backward(loss: Tensor, network: nn.Module) -> None:
     a step.
     """
     loss.backward()
+    add_gradients([p for p in network.parameters() if p.requires_grad])
+
+
+def add_gradients(own: list[nn.Parameter]) -> None:
+    """Replace the gradients of the parameters by their sums over all workers, in one message."""
     if world_size() == 1:
         return
-    own = [p for p in network.parameters() if p.requires_grad]
     flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in own])
     dist.all_reduce(flat)
     for parameter, total in zip(own, flat.split([p.numel() for p in own]), strict=True):

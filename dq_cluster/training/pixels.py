@@ -81,16 +81,17 @@ class Term(NamedTuple):
     parts: dict[str, Tensor]
 
 
+def coded(view: Tensor, codebooks: Tensor) -> Tensor:
+    """The centroids of embeddings; straight through: the embedding gets their gradient."""
+    centroids = quantizer.decode(quantizer.assign(view.detach(), codebooks), codebooks)
+    return view + (centroids - view).detach()
+
+
 def contrast(
     one: Tensor, other: Tensor, codebooks: Tensor, temperature: float, share: Share
 ) -> Term:
     """The loss between the embeddings (own rows, dim) of two views of the same images."""
-    coded = []
-    for view in (one, other):
-        centroids = quantizer.decode(quantizer.assign(view.detach(), codebooks), codebooks)
-        # Straight through: the centroids are compared, the embedding gets the gradient.
-        coded.append(view + (centroids - view).detach())
-    wide = share.gather(torch.cat([one, other, *coded], dim=1))
+    wide = share.gather(torch.cat([one, other, coded(one, codebooks), coded(other, codebooks)], 1))
     views, codes = wide.chunk(2, dim=1)
     (a, b), (code_a, code_b) = views.chunk(2, dim=1), codes.chunk(2, dim=1)
     sure = torch.ones(share.rows, device=one.device)
@@ -100,11 +101,13 @@ def contrast(
 
     crossed = (between(a, code_b) + between(b, code_a)) / 2
     distance = sum(
-        losses.quantization(view, code.detach() , 2 * share.rows)
+        losses.quantization(view, code.detach(), 2 * share.rows)
         for view, code in zip((one, other), (c[share.own] for c in (code_a, code_b)), strict=True)
     )
     loss = crossed + _QUANTIZATION * distance
-    return Term(loss, {"contrast": crossed.detach(), "quantization": torch.as_tensor(distance).detach()})
+    return Term(
+        loss, {"contrast": crossed.detach(), "quantization": torch.as_tensor(distance).detach()}
+    )
 
 
 def backward(
@@ -125,7 +128,8 @@ def backward(
     own = len(pair[0])
     if own <= micro:
         both = network(torch.cat(pair))
-        term = contrast(*both.split(own), network.head.codebooks, temperature, share_of(own, rows))
+        books, share = network.head.codebooks, share_of(own, rows)
+        term = contrast(both[:own], both[own:], books, temperature, share)
         term.loss.backward()
         _follow(network, both.detach(), all_reduce)
         return term.parts
@@ -133,10 +137,11 @@ def backward(
     with torch.no_grad():
         cached = [network(torch.cat(piece)) for piece in pieces]
     sides = [torch.cat(part) for part in zip(*(c.chunk(2) for c in cached), strict=True)]
-    leaves = [side.requires_grad_() for side in sides]
-    term = contrast(*leaves, network.head.codebooks, temperature, share_of(own, rows))
+    one, other = (side.requires_grad_() for side in sides)
+    books, share = network.head.codebooks, share_of(own, rows)
+    term = contrast(one, other, books, temperature, share)
     term.loss.backward()
-    gradients = [leaf.grad.split(micro) for leaf in leaves if leaf.grad is not None]
+    gradients = [leaf.grad.split(micro) for leaf in (one, other) if leaf.grad is not None]
     for piece, *back in zip(pieces, *gradients, strict=True):
         network(torch.cat(piece)).backward(torch.cat(back))
     _follow(network, torch.cat(sides).detach(), all_reduce)
@@ -154,4 +159,3 @@ def _follow(network: Together, embedding: Tensor, all_reduce: AllReduce) -> None
     network.sums.mul_(_DECAY).add_(both[..., :-1] * scale.unsqueeze(2))
     network.counts.mul_(_DECAY).add_(both[..., -1] * scale)
     books.copy_(network.sums / network.counts.clamp(min=1e-6).unsqueeze(2))
-

@@ -98,7 +98,7 @@ def _train(
 ) -> ModelCard:
     """Everything after the front. seconds: spent on each stage, added to."""
     with _timed(seconds, "neighbours"):
-        find_positives(network, rows, storage, use_gpu=settings.use_gpu)
+        find_positives(network, rows, storage, seed=settings.seed, use_gpu=settings.use_gpu)
     with _timed(seconds, "epochs"):
         train_missing_epochs(settings, TrainJob(rows, settings.model, settings.seed, storage))
     with _timed(seconds, "evaluation"):

@@ -5,8 +5,8 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 from ray.train import (
     DataConfig,
@@ -47,14 +47,39 @@ def train_missing_epochs(settings: TrainSettings, job: TrainJob) -> None:
     if done:
         logger.info("run '%s' continues after epoch %d", settings.name, done)
     wait_for_workers(settings)
-    trainer = _trainer(settings, job)
+    with _progress(checkpoints, done, job.model.epochs):
+        run_workers(
+            settings,
+            train_worker,
+            job,
+            job.storage,
+            {FEATURES: stream(job.rows)},
+            lambda: f"{checkpoint_epochs(checkpoints)[-1]} of {job.model.epochs} epochs are kept",
+            # The worker that fills a node's copy streams all rows.
+            split=[],
+        )
+
+
+def run_workers(
+    settings: TrainSettings,
+    loop: Callable[[dict[str, Any]], None],
+    job: Any,
+    storage: Storage,
+    datasets: dict[str, Any],
+    kept: Callable[[], str],
+    split: list[str] | Literal["all"] = "all",
+) -> None:
+    """Run `loop` on a group of workers, with another group where one is lost.
+
+    split: the data sets that are divided among them. kept: what is not lost, for the message.
+    Raises as `train_missing_epochs`.
+    """
+    trainer = _trainer(settings, loop, job, storage, datasets, split)
     try:
-        with _progress(checkpoints, done, job.model.epochs):
-            # Not in this thread, where Ray Train would make of SIGINT a run that ended well.
-            in_thread(trainer.fit).result()
+        # Not in this thread, where Ray Train would make of SIGINT a run that ended well.
+        in_thread(trainer.fit).result()
     except TrainingFailedError as error:
-        kept = f"{checkpoint_epochs(checkpoints)[-1]} of {job.model.epochs} epochs are kept"
-        raise _failure(settings, error, kept) from error
+        raise _failure(settings, error, kept()) from error
 
 
 def _failure(settings: TrainSettings, error: TrainingFailedError, kept: str) -> DqError:
@@ -84,16 +109,22 @@ def _worker_resources(settings: TrainSettings) -> dict[str, float]:
     return {"CPU": settings.cpus_per_worker} | ({"GPU": 1.0} if settings.use_gpu else {})
 
 
-def _trainer(settings: TrainSettings, job: TrainJob) -> TorchTrainer:
+def _trainer(
+    settings: TrainSettings,
+    loop: Callable[[dict[str, Any]], None],
+    job: Any,
+    storage: Storage,
+    datasets: dict[str, Any],
+    split: list[str] | Literal["all"],
+) -> TorchTrainer:
     # Ray's default of two seconds makes a small job wait longer for its end than it trains.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     smallest, largest = settings.worker_range
     return TorchTrainer(
-        train_worker,
+        loop,
         train_loop_config={"job": job},
-        datasets={FEATURES: stream(job.rows)},
-        # The worker that fills a node's copy streams all rows.
-        dataset_config=DataConfig(datasets_to_split=[]),
+        datasets=datasets,
+        dataset_config=DataConfig(datasets_to_split=split),
         scaling_config=ScalingConfig(
             num_workers=smallest if smallest == largest else (smallest, largest),
             use_gpu=settings.use_gpu,
@@ -101,8 +132,8 @@ def _trainer(settings: TrainSettings, job: TrainJob) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=job.storage.path(),
-            storage_filesystem=job.storage.arrow,
+            storage_path=storage.path(),
+            storage_filesystem=storage.arrow,
             failure_config=FailureConfig(
                 max_failures=settings.max_failures,
                 # Each is a group of workers that did not start in Ray's 60 s, because others took

@@ -1,5 +1,6 @@
 """The training job on Ray: published models, lost workers, submissions of the same name."""
 
+import logging
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -93,7 +94,11 @@ def assert_no_finished_epoch_was_repeated(card: ModelCard, done: int, killed: fl
 
 
 def test_the_blocks_find_the_reference_positives(
-    ray_cluster: None, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None,
+    features: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("dq_cluster.training.rows.blocks", lambda rows: [(0, 700), (700, rows)])
     config = settings(str(tmp_path), features)
@@ -112,11 +117,20 @@ def test_the_blocks_find_the_reference_positives(
     torch.testing.assert_close((network.mean, network.components), expected, atol=1e-5, rtol=0)
 
     storage = Storage(str(tmp_path))
-    find_positives(network, rows, storage, use_gpu=False)
+    find_positives(network, rows, storage, seed=0, use_gpu=False)
     reference = reference_positives(network, matrix)
     for column, values in zip(("rows", "weights"), reference, strict=True):
         read = np.concatenate(list(read_column(storage, "positives", column, pieces)))
         np.testing.assert_allclose(read, values, rtol=1e-6)
+
+    # In cells, as large sets are searched; when all of them are looked into, nothing is lost.
+    cells = Storage(str(tmp_path / "cells"))
+    monkeypatch.setattr("dq_cluster.training.neighbours.cells_of", lambda rows: 30)
+    with caplog.at_level(logging.INFO, "dq_cluster.training.neighbours"):
+        find_positives(network, rows, cells, seed=0, use_gpu=False)
+    assert "of 256 rows, 1.000 of the 10 exact ones were found, in 30 of 30 cells" in caplog.text
+    read = np.concatenate(list(read_column(cells, "positives", "weights", pieces)))
+    np.testing.assert_allclose(read, reference.weights, rtol=1e-6)
 
 
 def test_a_stream_brings_every_row_once(

@@ -199,3 +199,13 @@ def test_mixed_precision_keeps_outputs_and_codebooks_in_float32() -> None:
     assert {p.grad.dtype for p in network.encoder.parameters() if p.grad is not None} == {
         torch.float32
     }
+
+
+def test_the_documented_bytes_are_those_of_the_default_network() -> None:
+    # docs/decisions/0007-one-global-batch.md
+    settings = ModelSettings()
+    network = DeepQuan(settings, 1280)
+    parameters = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)
+    gathered = 4 * settings.batch_size * 2 * settings.dim
+    assert (parameters, gathered) == (857_600, 262_144)
+    assert (gathered + 2 * gathered + 2 * parameters) // 2 == 1_250_816

@@ -5,8 +5,8 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from dq_cluster.config import Location, Settings
-from dq_cluster.images.sentences import SentenceSettings
 from dq_cluster.images.config import BackboneSettings, SourceSettings
+from dq_cluster.images.sentences import SentenceSettings
 from dq_cluster.model.config import ModelSettings
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

@@ -84,8 +84,10 @@ def train(index: Index, asked: argparse.Namespace) -> str:
     with torch.no_grad():
         embedded = network.embed(torch.from_numpy(sample)).numpy()
     cells = learn_cells(embedded, asked.nlist, settings.metric, seed=asked.seed)
-    about: dict[str, dict[str, Any]] = {"preprocessing": {}, "training": {}, "evaluation": {}}
-    return save_model(index.storage, network, cells=cells, **about).digest
+    card = save_model(
+        index.storage, network, cells=cells, preprocessing={}, training={}, evaluation={}
+    )
+    return card.digest
 
 
 _finder: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from dq_cluster.config import Settings
 from dq_cluster.encoding.config import PoolSettings
 from dq_cluster.encoding.pool import needs as encoders
 from dq_cluster.index.sizing import (
+    CELL_ROW_BYTES,
     LABEL_BYTES,
     PROCESS_BYTES,
     ROW_BYTES,
@@ -156,7 +157,7 @@ def test_a_cluster_that_grows_has_room_for_what_its_largest_size_takes(helm: Hel
 
 
 def test_the_memory_of_a_plan(helm: Helm) -> None:
-    """Two replicas of 5.6 GB, a router and a keeper beside what a node takes: 12.2 GB."""
+    """Two replicas of 5.05 GB, a router and a keeper beside what a node takes: 10.8 GB."""
     plan = {"images": 10**9, "bits": 64, "cells": True}
     planned = size_index(SizingRequest(**plan, memory_gb=9.4))
     settings = {"shards": planned.shards, "cpus": 0.1}
@@ -176,7 +177,7 @@ def test_the_memory_of_a_plan(helm: Helm) -> None:
     # What the replicas may take for codes is less than the codes.
     message = helm.refuse(*given(2 * needed, memory_gb=3))
     assert "serve.settings.memory_gb 3 is too little" in message
-    assert "1000000000 images in 2 shards take 9.00 GB" in message
+    assert "1000000000 images in 2 shards take 4.75 GB" in message
     # Codes for a GPU are put into lists first.
     gpu = values("serve", settings | {"gpus": 1}, [group(2, 8, gpus=1, memory="10G")])
     row = row_bytes(8, cells=True, packed=False, gpu=True)
@@ -216,7 +217,12 @@ def test_the_chart_counts_with_the_settings_own_defaults() -> None:
     }
     for name, kind in kinds.items():
         assert SIZES[name] == defaults(kind, SIZES[name]), name
-    sizing = {"process": PROCESS_BYTES, "row": ROW_BYTES, "label": LABEL_BYTES}
+    sizing = {
+        "process": PROCESS_BYTES,
+        "row": ROW_BYTES,
+        "cell_row": CELL_ROW_BYTES,
+        "label": LABEL_BYTES,
+    }
     assert {name: BYTES[name] for name in sizing} == sizing
 
 

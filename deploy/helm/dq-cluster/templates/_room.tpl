@@ -104,10 +104,10 @@ autoscaling (bool), node (bytes that a node takes itself), advice.
 {{- $plan := .plan -}}
 {{- $rows := div (add $plan.images (sub .shards 1)) .shards -}}
 {{- $code := div $plan.bits 8 -}}
-{{- $held := ternary (add $code .bytes.label) $code $plan.cells -}}
-{{- $again := ternary $held 0 (eq (int $plan.nbits) 4) -}}
-{{- $lists := ternary (add $code .bytes.label) 0 .gpu -}}
-{{- add (mul $rows (add .bytes.row $held (max $again $lists))) .bytes.process -}}
+{{- $own := ternary .bytes.cell_row .bytes.row $plan.cells -}}
+{{- $again := ternary $code 0 (and (eq (int $plan.nbits) 4) (not $plan.cells)) -}}
+{{- $lists := ternary (add (mul (ternary 2 1 $plan.cells) $code) .bytes.label) 0 .gpu -}}
+{{- add (mulf $rows (addf $code $own (max $again $lists)) | int64) .bytes.process -}}
 {{- end }}
 
 {{- define "dq.checkServeRoom" -}}

@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 # Processes that test side by side: see tests/conftest.py for who tests what.
-TESTERS ?= 4
+TESTERS ?= 3
 
 .PHONY: demo test coverage docs lint format proto clean
 

@@ -38,17 +38,15 @@ _ROOMS = ["unit", "helm", "ray", "chaos", "serve", "web"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Quick unit tests first; the rest grouped by what they start.
 
-    Where several processes test (pytest-xdist), one has a Ray cluster for the jobs, one has another
-    for serving, and one has the tests that start their own: all mostly wait, so the unit tests fill
-    the cores.
+    Where several processes test (pytest-xdist), one has the Ray cluster, and another those that
+    start their own: both mostly wait, so the unit tests fill the cores.
     """
     items.sort(key=lambda item: _ROOMS.index(_room(item)))
     for item in items:
         if item.path.stem in _OWN_CLUSTER:
             item.add_marker(pytest.mark.xdist_group("own"))
         elif "ray_cluster" in getattr(item, "fixturenames", ()):
-            part = "jobs" if _room(item) == "ray" else "serving"
-            item.add_marker(pytest.mark.xdist_group(part))
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 def _room(item: pytest.Item) -> str:

@@ -42,7 +42,7 @@ class Embedder:
         if self._backbone is None:
             raise InputError("this index was made from features; ask with a vector, not an image")
         try:
-            pixels = self._decode(image, self._backbone.image_size)
+            pixels = self._decode(image, self._backbone.frame)
         except RejectError as error:
             raise InputError(f"the image cannot be read: {error}") from None
         return self._backbone.features(pixels[None])

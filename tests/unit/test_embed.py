@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from dq_cluster.errors import InputError
+from dq_cluster.images.backbone import load_backbone
 from dq_cluster.images.decode import decode_image
+from dq_cluster.images.framing import Framing
 from dq_cluster.serve.embed import Embedder
 from dq_cluster.storage import Storage
 from tests import rasters
@@ -26,6 +28,20 @@ def test_a_turned_picture_has_the_feature_of_the_upright_one(embedder: Embedder)
     turned = rasters.tiff(rasters.stored(upright, 6), tags=[(274, 3, [6])])
     expected = embedder.feature(rasters.png(upright))
     np.testing.assert_array_equal(embedder.feature(turned), expected)
+
+
+def test_a_query_is_cut_as_the_pile_was(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "index"))
+    framing = Framing(size=16, scale=24, interpolation="bicubic")
+    settings = tiny_backbone(tmp_path).model_copy(update={"framing": framing})
+    card = tiny_model(storage, settings)
+    embedder = Embedder(storage, card.digest, partial(decode_image, limits=None))
+    backbone, picture = load_backbone(settings), rasters.png(rasters.scene())
+    encoded, plain = (
+        backbone.features(decode_image(picture, frame)[None]) for frame in (framing, framing.size)
+    )
+    np.testing.assert_array_equal(embedder.feature(picture), encoded)
+    assert not np.allclose(encoded, plain)
 
 
 @pytest.mark.parametrize(

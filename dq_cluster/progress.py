@@ -12,6 +12,24 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 LINE_EVERY = 10.0  # seconds, where there is no terminal
 
 
+def bar() -> Progress:
+    """A bar on standard error with a field `figures`; disabled where that is no terminal."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def duration(seconds: float) -> str:
+    """`1:02:10`"""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
 class Steps:
     """Counts up to `total` of a unit; use as a context. Output goes to standard error.
 
@@ -31,14 +49,7 @@ class Steps:
         self._name, self._total, self._unit, self._scale = name, total, unit, scale
         self._clock, self._lock, self._done = clock, threading.Lock(), 0
         self._started = self._spoke = clock()
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
+        self._bar = bar()
         self._task = self._bar.add_task(name, total=max(total, 1), figures="")
 
     def __enter__(self) -> "Steps":
@@ -64,6 +75,5 @@ class Steps:
         done, total = self._done * self._scale, self._total * self._scale
         text = f"{done:,.0f}/{total:,.0f} {self._unit}, {done / seconds:,.3g} {self._unit}/s"
         if 0 < self._done < self._total:
-            left = round(seconds / self._done * (self._total - self._done))
-            text += f", {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+            text += f", {duration(seconds / self._done * (self._total - self._done))} left"
         return text

@@ -32,6 +32,7 @@ from dq_cluster.index.catalog import Index
 from dq_cluster.index.models import read_card
 from dq_cluster.index.sizing import FRAGMENT_ROWS
 from dq_cluster.index.thumbnails import thumbnail_side
+from dq_cluster.progress import duration
 from dq_cluster.run import Run
 from dq_cluster.training.config import TrainSettings
 from dq_cluster.training.run import train
@@ -249,12 +250,11 @@ def _say_forecast(
         + _ID_BYTES
         + _THUMBNAIL_BYTES * (settings.thumbnails > 0),
     )
-    minutes, seconds = divmod(round(expected.seconds), 60)
     trained = min(images, settings.sample)
     cells = f", {nlist:,} cells" if nlist else ""
     print(
         f"{images:,} images, {trained:,} of them to train on{cells}: about "
-        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} to decode and look at them, and the "
+        f"{duration(expected.seconds)} to decode and look at them, and the "
         f"training; {expected.disk / 1e6:,.0f} MB on {settings.index}"
         + (", thumbnails among them (thumbnails=0: none)" if settings.thumbnails else ""),
         file=sys.stderr,

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from dq_cluster.encoding.plan import Plan
 from dq_cluster.images.skipped import skipped_text
 from dq_cluster.images.units import Unit
-
-_LINE_EVERY = 10.0  # seconds
+from dq_cluster.progress import LINE_EVERY
 
 
 def planning(uri: str, units: Iterable[Unit]) -> Iterator[Unit]:
@@ -16,7 +15,7 @@ def planning(uri: str, units: Iterable[Unit]) -> Iterator[Unit]:
     print(f"planning {uri}", file=sys.stderr, flush=True)
     spoke = time.monotonic()
     for number, unit in enumerate(units):
-        if time.monotonic() - spoke >= _LINE_EVERY:
+        if time.monotonic() - spoke >= LINE_EVERY:
             spoke = time.monotonic()
             print(f"planning: {number:,} so far, at {unit.path}", file=sys.stderr, flush=True)
         yield unit

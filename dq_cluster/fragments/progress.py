@@ -10,12 +10,9 @@ from typing import NamedTuple
 
 from prometheus_client import Counter as Total
 from prometheus_client import Gauge
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from dq_cluster.fragments.ledger import Receipt
-
-_LINE_EVERY = 10.0  # seconds, where there is no terminal
+from dq_cluster.progress import LINE_EVERY, bar, duration
 
 
 class Measured(NamedTuple):
@@ -64,14 +61,7 @@ class RunProgress:
         self._committed: set[int] = set()
         self._lock = threading.RLock()
         self._started = self._spoke = time.monotonic()
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
+        self._bar = bar()
         self._task = self._bar.add_task(name, total=1.0, figures="")
         self._measured = measured
         measured.fragments.set(fragments)
@@ -128,8 +118,8 @@ class RunProgress:
             ]
             share, before = self._share, self._share_before
             if before < share < 1:
-                minutes, seconds = divmod(round(self.seconds / (share - before) * (1 - share)), 60)
-                parts.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left")
+                left = self.seconds / (share - before) * (1 - share)
+                parts.append(f"{duration(left)} left")
                 parts += [f"the slowest stage is {stage}"] if (stage := self.slowest()) else []
             return ", ".join(parts)
 
@@ -162,7 +152,7 @@ class RunProgress:
 
     def _show(self) -> None:
         self._bar.update(self._task, completed=self._share, figures=self.figures())
-        if self._bar.disable and time.monotonic() - self._spoke >= _LINE_EVERY:
+        if self._bar.disable and time.monotonic() - self._spoke >= LINE_EVERY:
             self._spoke = time.monotonic()
             self._say(self.figures())
 

@@ -35,7 +35,7 @@ _PACKAGES = {"open_clip": "open_clip_torch"}
 class _Loaded:
     """A network, and how pixels (n, 3, s, s) become features (n, dim) with it.
 
-    preparation: the model's own. text: of the same network. hashed: what names its tokenizer.
+    preparation: the model's own. text: of the same network.
     """
 
     network: nn.Module
@@ -164,9 +164,11 @@ class _TorchText:
 def torch_network(
     settings: BackboneSettings,
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor] | None, BackboneSettings]:
-    """The pretrained network of a backbone, how pixels (n, 3, s, s) pass it if not
-    by calling it, and the settings with
-    its own preprocessing. Raises ConfigError for a kind that torch cannot train."""
+    """The pretrained network of a backbone, how pixels (n, 3, s, s) pass it if not by calling it,
+    and the settings with its own preprocessing.
+
+    Raises ConfigError for a kind that torch cannot train.
+    """
     if settings.kind in ("onnx", "none"):
         raise ConfigError(f"backbone '{settings.kind}' cannot be trained: it is no torch network")
     if settings.kind == "efficientnet-lite0":

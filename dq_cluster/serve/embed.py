@@ -9,6 +9,7 @@ from dq_cluster.images.guard import Decode
 from dq_cluster.images.rejects import RejectError
 from dq_cluster.images.text import clean
 from dq_cluster.model.bundle import load_model
+from dq_cluster.serve.api import WEIGHTS, Part, SearchRequest
 from dq_cluster.serve.words import load_reader
 from dq_cluster.storage import Storage
 
@@ -56,3 +57,22 @@ class Embedder:
                 "such as CLIP or SigLIP (see docs/howto/words.md)"
             )
         return self._reader([clean(text)])
+
+    def composed(self, request: SearchRequest) -> np.ndarray:
+        """The embedding (1, dim) of a request with words: the direction that its parts give
+        together, those not wanted subtracted. Raises InputError."""
+        parts: dict[Part, np.ndarray] = {}
+        if request.text is not None:
+            parts["text"] = self.text(request.text)
+        if request.not_text is not None:
+            parts["not_text"] = -self.text(request.not_text)
+        if request.image is not None:
+            parts["image"] = self.embed(self.feature(request.image))
+        weights: dict[Part, float] = {**WEIGHTS, **(request.weights or {})}
+        total = sum(weights[name] * part for name, part in parts.items())
+        length = float(np.linalg.norm(total))
+        if length < 1e-6:
+            raise InputError(
+                "text, image, and not_text cancel each other out; change their weights"
+            )
+        return np.asarray(total / length, np.float32)

@@ -23,17 +23,14 @@ from dq_cluster.search.merge import MISSING
 from dq_cluster.search.placement import Layout, owners
 from dq_cluster.search.shard import Item, ShardAnswer, ShardQuery
 from dq_cluster.serve.api import (
-    WEIGHTS,
     CoverageError,
     Hit,
-    Part,
     SearchRequest,
     SearchResponse,
     ShardFailure,
 )
 from dq_cluster.serve.batcher import Batcher
 from dq_cluster.serve.config import ServeSettings
-from dq_cluster.serve.embed import Embedder
 from dq_cluster.serve.fanout import Failure, Fanout
 from dq_cluster.serve.hits import names_in, names_of, near_enough, to_hits, winners
 from dq_cluster.serve.policy import coverage, time_left
@@ -206,7 +203,7 @@ class Engine:
     ) -> tuple[str, np.ndarray]:
         """What to search for: ("feature" or "embedding", vectors (n, d) float32)."""
         if request.text is not None or request.not_text is not None:
-            return "embedding", await asyncio.to_thread(_composed, request, served.embedder)
+            return "embedding", await asyncio.to_thread(served.embedder.composed, request)
         if request.image is not None:
             return "feature", await asyncio.to_thread(served.embedder.feature, request.image)
         if request.id is not None:
@@ -368,21 +365,3 @@ def _kind(batch: _Batch, queries: int) -> Hashable:
     filtered = batch.filter is not None
     sizes = (queries, batch.k * batch.k_factor, batch.nprobe)
     return ("search", filtered, *((size.bit_length() + 2) // 3 for size in sizes))
-
-
-def _composed(request: SearchRequest, embedder: Embedder) -> np.ndarray:
-    """The embedding (1, dim) of a request with words: the direction that its parts give together,
-    those not wanted subtracted."""
-    parts: dict[Part, np.ndarray] = {}
-    if request.text is not None:
-        parts["text"] = embedder.text(request.text)
-    if request.not_text is not None:
-        parts["not_text"] = -embedder.text(request.not_text)
-    if request.image is not None:
-        parts["image"] = embedder.embed(embedder.feature(request.image))
-    weights: dict[Part, float] = {**WEIGHTS, **(request.weights or {})}
-    total = sum(weights[name] * part for name, part in parts.items())
-    length = float(np.linalg.norm(total))
-    if length < 1e-6:
-        raise InputError("text, image, and not_text cancel each other out; change their weights")
-    return np.asarray(total / length, np.float32)

@@ -15,7 +15,6 @@ from dq_cluster.errors import DqError, InputError
 from dq_cluster.images.trainable import Trainable
 from dq_cluster.images.units import Unit
 from dq_cluster.model.config import ModelSettings
-from dq_cluster.model.losses import Share
 from dq_cluster.observe.exporter import expose
 from dq_cluster.observe.metrics import TRAIN_LOSS, TRAIN_SAMPLES
 from dq_cluster.storage import Storage
@@ -114,8 +113,7 @@ def train_pixels(config: dict[str, PixelJob]) -> None:
         parts = pixels.backward(
             network,
             pair,
-            _share_of,
-            own * parallel.world_size(),
+            parallel.share_of(own * parallel.world_size()),
             settings.temperature,
             settings.micro_batch,
             parallel.all_reduce,
@@ -143,10 +141,6 @@ def train_pixels(config: dict[str, PixelJob]) -> None:
             state = OptimizerState.of(optimizer, schedule)
             save_checkpoint(job.storage, Checkpoint(step, network.state_dict(), state, history))
         ray.train.report(metrics)
-
-
-def _share_of(own: int, rows: int) -> Share:
-    return parallel.share_of(rows)
 
 
 def _pairs(own: int, shuffle: int, seed: int, device: torch.device) -> Iterator[pixels.Pair]:

@@ -6,7 +6,7 @@ MeCoQ: Wang et al., AAAI 2022). The centroids follow the embeddings as moving av
 cells (van den Oord, Vinyals, Kavukcuoglu, NeurIPS 2017), from sums over all workers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -113,13 +113,14 @@ def contrast(
 def backward(
     network: Together,
     pair: Pair,
-    share_of: Callable[[int, int], Share],
-    rows: int,
+    share: Share,
     temperature: float,
     micro: int,
     all_reduce: AllReduce = alone,
 ) -> dict[str, Tensor]:
     """Add the gradients of this worker's part of a step; this worker's part of each loss term.
+
+    share: which rows of the step the images of `pair` are.
 
     With more images than `micro`, embeddings are computed first without a graph, the loss gives
     their gradients, and the images pass again in micro-batches that carry these back (GradCache:
@@ -128,8 +129,7 @@ def backward(
     own = len(pair[0])
     if own <= micro:
         both = network(torch.cat(pair))
-        books, share = network.head.codebooks, share_of(own, rows)
-        term = contrast(both[:own], both[own:], books, temperature, share)
+        term = contrast(both[:own], both[own:], network.head.codebooks, temperature, share)
         term.loss.backward()
         _follow(network, both.detach(), all_reduce)
         return term.parts
@@ -138,8 +138,7 @@ def backward(
         cached = [network(torch.cat(piece)) for piece in pieces]
     sides = [torch.cat(part) for part in zip(*(c.chunk(2) for c in cached), strict=True)]
     one, other = (side.requires_grad_() for side in sides)
-    books, share = network.head.codebooks, share_of(own, rows)
-    term = contrast(one, other, books, temperature, share)
+    term = contrast(one, other, network.head.codebooks, temperature, share)
     term.loss.backward()
     gradients = [leaf.grad.split(micro) for leaf in (one, other) if leaf.grad is not None]
     for piece, *back in zip(pieces, *gradients, strict=True):

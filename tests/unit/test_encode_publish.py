@@ -178,7 +178,7 @@ def test_progress_without_a_terminal_is_lines(capsys: pytest.CaptureFixture[str]
 def test_progress_counts_the_rows_of_fragments_in_hand(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dq_cluster.fragments.progress._LINE_EVERY", 0)
+    monkeypatch.setattr("dq_cluster.fragments.progress.LINE_EVERY", 0)
     lanes = {"load": 4, "encode": 1}
     with RunProgress(
         "encode r", 10, 4, MEASURED, rows=1000, done_rows=400, lanes=lanes

@@ -37,7 +37,7 @@ def pair(seed: int) -> pixels.Pair:
 
 def gradients(network: pixels.Together, micro: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     own = copy.deepcopy(network)
-    pixels.backward(own, pair(7), lambda _, rows: whole(rows), IMAGES, 0.3, micro)
+    pixels.backward(own, pair(7), whole(IMAGES), 0.3, micro)
     found = [p.grad for p in own.trained() if p.grad is not None]
     assert len(found) == len(own.trained()), "a trained parameter got no gradient"
     return found, own.head.codebooks

@@ -1,12 +1,14 @@
 """Arrow files (IPC), as Hugging Face `datasets` saves its tables to disk.
 
-A stream, which is what `datasets` writes, has no table of contents: it is read through once when it
-is opened, and then each record batch where it begins. The other format has a footer.
+A stream, which is what `datasets` writes, has no table of contents: a process reads it through
+once, and then each record batch where it begins. The other format has a footer.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +27,45 @@ def is_cached(path: str) -> bool:
     return _CACHED.fullmatch(path.lower()) is not None
 
 
+class _Contents(NamedTuple):
+    """Of a stream: where each record batch begins, the schema, and the rows of each batch."""
+
+    starts: tuple[int, ...]
+    schema: pa.Schema
+    rows: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _contents(path: str, size: int, modified: int) -> _Contents:
+    """What is in a stream of this size and time; a picture of one row shall not read it again."""
+    starts: list[int] = []
+    rows: list[int] = []
+    with pa.OSFile(path) as file:
+        schema = pa.ipc.read_schema(file)
+        while True:
+            start = file.tell()
+            try:
+                message = pa.ipc.read_message(file)
+            except EOFError:
+                return _Contents(tuple(starts), schema, tuple(rows))
+            if message.type != "record batch":
+                raise InputError(
+                    f"{path} has columns of dictionaries, which a stream cannot be entered with; "
+                    "save the table as Parquet"
+                )
+            starts.append(start)
+            rows.append(pa.ipc.read_record_batch(message, schema).num_rows)
+
+
 class ArrowFile:
     """The record batches of one file on a local disk; a `tables.RowFile`.
 
     It is read, not mapped: a mapped file that becomes shorter ends the process.
     """
+
+    schema: pa.Schema
+    groups: tuple[int, ...]
+    _starts: tuple[int, ...] | None  # of a stream
 
     def __init__(self, file: Path | None, where: str) -> None:
         """Raises InputError for a file in a bucket, and for one that is not readable."""
@@ -43,7 +79,9 @@ class ArrowFile:
             if self._file.read(len(_MAGIC)) == _MAGIC:
                 self._open_footer()
             else:
-                self._open_stream(where)
+                stat = file.stat()
+                contents = _contents(str(file), stat.st_size, stat.st_mtime_ns)
+                self._starts, self.schema, self.groups = contents
         except (pa.ArrowException, OSError) as error:
             if not is_damage(error):
                 raise
@@ -51,31 +89,12 @@ class ArrowFile:
 
     def _open_footer(self) -> None:
         self._reader = pa.ipc.open_file(self._file)
-        self._starts: list[int] | None = None
+        self._starts = None
         self.schema = self._reader.schema
         self.groups = tuple(
             self._reader.get_batch(number).num_rows
             for number in range(self._reader.num_record_batches)
         )
-
-    def _open_stream(self, where: str) -> None:
-        self._file.seek(0)
-        self.schema = pa.ipc.read_schema(self._file)
-        starts, rows = [], []
-        while True:
-            start = self._file.tell()
-            try:
-                message = pa.ipc.read_message(self._file)
-            except EOFError:
-                break
-            if message.type != "record batch":
-                raise InputError(
-                    f"{where} has columns of dictionaries, which a stream cannot be entered with; "
-                    "save the table as Parquet"
-                )
-            starts.append(start)
-            rows.append(pa.ipc.read_record_batch(message, self.schema).num_rows)
-        self._starts, self.groups = starts, tuple(rows)
 
     def batches(self, start: int, stop: int, columns: list[str], size: int) -> Iterator[pa.Table]:
         """See `tables.RowFile`; a dotted name brings the whole column that it is a part of."""

@@ -120,6 +120,7 @@ def test_words_alone_and_beside_a_picture(page: Page, site: Site) -> None:
     by_words = shown()
     assert by_words == answer(site, {"text": "red 🐱", "k": 12})
     assert "text=red" in page.url
+    page.click("#code summary")
     assert "text=" in page.inner_text("#curl")
     page.reload()  # the address says it all
     expect(page.locator("#hits li")).to_have_count(12, timeout=30_000)
